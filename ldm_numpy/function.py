@@ -1,0 +1,99 @@
+"""Function: one differentiable operation, as a forward and a backward pass on raw arrays.
+
+An operation is a class; an *instance* of it is one application, and its own context:
+
+    class Mul(Function):
+        def forward(self, a, b):
+            self.save(a, b)
+            return a * b
+
+        def backward(self, gy):
+            a, b = self.saved
+            return gy * b, gy * a
+
+    y = Mul.apply(x1, x2)
+
+No Tensor appears inside forward or backward. There is no double backward: gradients are arrays,
+not graphs.
+"""
+
+import threading
+
+
+class _Mode(threading.local):
+    """Whether operations are being recorded, separately for each thread."""
+
+    recording = True
+
+
+_mode = _Mode()
+
+
+class no_grad:
+    """Context manager: operations inside record no graph and save nothing."""
+
+    def __enter__(self):
+        self.previous, _mode.recording = _mode.recording, False
+
+    def __exit__(self, *exception):
+        _mode.recording = self.previous
+
+
+def is_recording() -> bool:
+    """Whether operations of this thread are being recorded."""
+    return _mode.recording
+
+
+def raw(x):
+    """The array of a Tensor; anything else as it is."""
+    return x.data if isinstance(x, Function.tensor_type) else x
+
+
+class Function:
+    """Base class of all operations.
+
+    Attributes of an instance:
+        needs:  one bool an input: must backward return its gradient?
+        saved:  the arrays forward kept for backward
+        inputs: the inputs as given (Tensors, arrays, None): the edges of the graph
+        shape:  shape of the output, against which gy is checked
+    """
+
+    tensor_type: type = type(None)  # tensor.py sets it: imports point one way
+    needs: tuple[bool, ...] = ()
+    saved: tuple = ()
+    inputs: tuple | None = None
+
+    def forward(self, *arrays, **options):
+        """Arrays in, one array out. Options have no gradient."""
+        raise NotImplementedError
+
+    def backward(self, gy):
+        """The gradient of the output in, one gradient (array or None) an input out, in order."""
+        raise NotImplementedError
+
+    def save(self, *arrays) -> None:
+        """Keep `arrays` for backward, unless nobody will ask for it."""
+        if any(self.needs):
+            self.saved = arrays
+
+    @classmethod
+    def apply(cls, *inputs, **options):
+        """Run forward; the only way to use an operation.
+
+        `inputs` are positional: Tensors, raw arrays, or None for an absent one. With no Tensor
+        among them the result is a raw array; otherwise it is a Tensor, and the operation joins
+        the graph when recording is on and some input requires a gradient.
+        """
+        tensor = Function.tensor_type
+        op = cls()
+        recording = _mode.recording
+        op.needs = tuple([recording and isinstance(x, tensor) and x.requires_grad for x in inputs])
+        y = op.forward(*[raw(x) for x in inputs], **options)
+        if not any(isinstance(x, tensor) for x in inputs):
+            return y
+        if not any(op.needs):
+            return tensor(y)
+        op.inputs = inputs
+        op.shape = y.shape
+        return tensor(y, requires_grad=True, op=op)

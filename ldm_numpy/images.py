@@ -1,0 +1,158 @@
+"""Arrays to pictures: single images, grids with captions, strips from noise to digit, GIFs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .backend import array_module, to_host
+
+PAPER, LABEL = 48, 255  # grey of what lies between the cells, and of the letters
+FONT_SIZE = 12
+
+
+def to_pil(images) -> list[Image.Image]:
+    """Images (N, H, W, 1) in [-1, 1] as N pictures of mode "L"; what lies outside is clipped."""
+    array = to_host(images)
+    if array.ndim != 4 or array.shape[3] != 1:
+        raise ValueError(f"images must be (N, H, W, 1), not {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("images hold NaN or infinity: there is nothing to draw")
+    pixels = np.clip(np.rint((array[..., 0] + 1.0) * 127.5), 0, 255)  # (N, H, W)
+    return [Image.fromarray(one) for one in pixels.astype(np.uint8)]
+
+
+def grid(
+    images,
+    columns: int,
+    scale: int = 4,
+    padding: int = 2,
+    labels: Sequence[str] | None = None,
+    row_labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """Images (N, H, W, 1) in rows of `columns`, each pixel a square of `scale`.
+
+    `labels` (N of them) are written under the cells, `row_labels` (one a row) to the left, broken
+    into lines. Raises ValueError where sizes or counts do not fit.
+    """
+    if len(images) == 0:
+        raise ValueError("there are no images to draw")
+    if columns < 1 or scale < 1 or padding < 0:
+        raise ValueError(
+            f"columns and scale must be >= 1, padding >= 0: {columns}, {scale}, {padding}"
+        )
+    cells = to_pil(images)
+    width, height = cells[0].width * scale, cells[0].height * scale
+    columns = min(columns, len(cells))
+    rows = -(-len(cells) // columns)
+    under = _wrap_all(labels, len(cells), width, "labels")
+    left = _wrap_all(row_labels, rows, max(width, 8 * FONT_SIZE), "row_labels")
+
+    font = ImageFont.load_default(FONT_SIZE)
+    line = FONT_SIZE + 3  # pixels from one line of text to the next
+    caption_height = line * max((len(lines) for lines in under), default=0)
+    margin = max((int(font.getlength(text)) + 5 for lines in left for text in lines), default=0)
+    step_x, step_y = width + padding, height + caption_height + padding
+    canvas = Image.new("L", (margin + columns * step_x + padding, rows * step_y + padding), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    for i, cell in enumerate(cells):
+        row, column = divmod(i, columns)
+        x, y = margin + padding + column * step_x, padding + row * step_y
+        canvas.paste(cell.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        if under:
+            for k, text in enumerate(under[i]):
+                centred = x + (width - font.getlength(text)) / 2
+                pen.text((centred, y + height + k * line), text, LABEL, font)
+        if left and column == 0:
+            top = y + max(0, (height - line * len(left[row])) // 2)
+            for k, text in enumerate(left[row]):
+                pen.text((padding + 1, top + k * line), text, LABEL, font)
+    return canvas
+
+
+def strip(
+    frames: Sequence,
+    scale: int = 4,
+    padding: int = 2,
+    row_labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """A trajectory, S batches of images (N, H, W, 1), as N rows: time runs from left to right."""
+    if len(frames) == 0:
+        raise ValueError("there are no frames to draw")
+    stack = np.stack([to_host(frame) for frame in frames], axis=1)  # (N, S, H, W, 1)
+    flat = stack.reshape(-1, *stack.shape[2:])  # (N*S, H, W, 1)
+    return grid(flat, len(frames), scale, padding, row_labels=row_labels)
+
+
+def save_png(image: Image.Image, path: str | Path) -> None:
+    """Write a picture; ValueError where the file cannot be written."""
+    _write(image, path, format="PNG")
+
+
+def save_gif(
+    frames: Sequence[Image.Image], path: str | Path, duration: int = 100, hold: int = 1500
+) -> None:
+    """Write an endless animation: `duration` milliseconds a frame, `hold` for the last.
+
+    Raises ValueError without frames, with frames of different sizes, or where it cannot be written.
+    """
+    if len(frames) == 0:
+        raise ValueError("there are no frames to animate")
+    sizes = sorted({frame.size for frame in frames})
+    if len(sizes) > 1:
+        raise ValueError(f"all frames of an animation must have one size, not {sizes}")
+    first, *rest = frames
+    durations = [duration] * len(rest) + [hold]
+    _write(first, path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+
+
+def pad_to(images, side: int):
+    """Images (N, H, W, C) in the middle of paper (-1): (N, side, side, C); 28 -> 32, say."""
+    _, height, width, _ = images.shape
+    if side < max(height, width):
+        raise ValueError(f"cannot pad {height} x {width} images to {side} x {side}")
+    top, left = (side - height) // 2, (side - width) // 2
+    borders = ((0, 0), (top, side - height - top), (left, side - width - left), (0, 0))
+    return array_module(images).pad(images, borders, constant_values=-1)
+
+
+def crop_to(images, side: int):
+    """The middle of images (N, H, W, C), arrays or Tensors: (N, side, side, C); undoes `pad_to`."""
+    _, height, width, _ = images.shape
+    if not 1 <= side <= min(height, width):
+        raise ValueError(f"cannot crop {side} x {side} out of {height} x {width} images")
+    top, left = (height - side) // 2, (width - side) // 2
+    return images[:, top : top + side, left : left + side]
+
+
+def _wrap_all(labels: Sequence[str] | None, count: int, width: int, name: str) -> list[list[str]]:
+    """Each label as lines no wider than `width` pixels; [] where there are no labels."""
+    if labels is None:
+        return []
+    if len(labels) != count:
+        raise ValueError(f"{len(labels)} {name} were given for {count}")
+    font = ImageFont.load_default(FONT_SIZE)
+    return [_wrap(label, width, font) for label in labels]
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Break a text between words, or inside a word wider than a whole line."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+def _write(image: Image.Image, path: str | Path, **options) -> None:
+    try:
+        image.save(path, **options)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,127 @@
+"""A batch cut into shards, and the shards spread over threads.
+
+NumPy computes elementwise on one core. Here every thread runs its own shard, forward and backward,
+with single-threaded matrix products: all cores work all the time, and a shard's arrays stay in
+cache. Results are combined in shard order, so they do not depend on the number of threads, only on
+the shard size. A GPU runs the whole batch as one shard.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from .backend import array_module, cpu_count
+from .function import no_grad
+from .tensor import Tensor, gradients
+
+
+class Shards:
+    """Runs work on slices of a batch.
+
+    Args:
+        size: rows a shard; None for the whole batch at once
+        threads: how many shards run at a time; None for as many as there are processors
+    """
+
+    def __init__(self, size: int | None = None, threads: int | None = None):
+        if size is not None and size < 1:
+            raise ValueError(f"shard size must be at least 1, not {size}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"number of threads must be at least 1, not {threads}")
+        self.size = size
+        self.threads = cpu_count() if threads is None else threads
+        self._pool = None
+
+    def slices(self, n: int) -> list[slice]:
+        """[0:size], [size:2 size], ... up to n."""
+        size = self.size or n
+        return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+    def map(self, work, items):
+        """Yield work(item) for each item, in order; up to `threads` at a time."""
+        items = list(items)
+        if self.threads == 1 or len(items) < 2:
+            return map(work, items)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="shard")
+        return self._pool.map(work, items)
+
+    def forward(self, function, *arrays):
+        """function(*arrays), a shard at a time and without a graph; returns one array.
+
+        Every argument is an array whose first axis is the batch; function returns one such array
+        or Tensor.
+        """
+
+        def work(rows):
+            with no_grad():
+                y = function(*[a[rows] for a in arrays])
+            return y.data if isinstance(y, Tensor) else y
+
+        parts = list(self.map(work, self.slices(len(arrays[0]))))
+        return parts[0] if len(parts) == 1 else array_module(parts[0]).concatenate(parts)
+
+    def backward(self, loss, n: int, parameters) -> list:
+        """Add the gradient of the batch's mean loss to every parameter's `.grad`.
+
+        Args:
+            loss: slice of the batch -> Tensors, the first being the mean loss over the slice that
+                is differentiated, any others being reported only
+            n: rows in the batch
+            parameters: those that receive a gradient
+
+        Returns the batch means of what `loss` returned, as arrays that are still on the device.
+        """
+
+        def work(rows):
+            share = (rows.stop - rows.start) / n
+            values = loss(rows)
+            seed = array_module(values[0].data).full((), share, values[0].dtype)
+            return [v.data * share for v in values], gradients(values[0], parameters, seed)
+
+        totals = None
+        for values, parts in self.map(work, self.slices(n)):
+            _accumulate(parameters, parts)
+            totals = values if totals is None else [a + b for a, b in zip(totals, values)]
+        return totals
+
+    def coupled_backward(self, towers, loss, n: int, parameters, coupled_parameters=()):
+        """Like `backward`, for a loss that looks at the whole batch at once, such as CLIP's.
+
+        The towers run a shard at a time; the loss runs once, on the gathered rows; then every
+        shard's backward pass continues from its slice of the loss's gradient.
+
+        Args:
+            towers: slice of the batch -> list of Tensors of its rows
+            loss: one Tensor a tower, with all n rows -> mean loss
+            parameters: the towers' parameters
+            coupled_parameters: parameters of the loss itself (a temperature)
+
+        Returns the loss, an array on the device.
+        """
+        slices = self.slices(n)
+        graphs = list(self.map(towers, slices))
+        xp = array_module(graphs[0][0].data)
+        gathered = [
+            Tensor(xp.concatenate([g.data for g in parts]), requires_grad=True)
+            for parts in zip(*graphs)
+        ]
+        total = loss(*gathered)
+        g = gradients(total, [*gathered, *coupled_parameters])
+        _accumulate(coupled_parameters, g[len(gathered) :])
+
+        def work(item):
+            rows, outputs = item
+            # A linear stand-in for the loss: its gradient in each output is that output's gy.
+            stand_in = sum((y * gy[rows]).sum() for y, gy in zip(outputs, g))
+            return gradients(stand_in, parameters)
+
+        for parts in self.map(work, zip(slices, graphs)):
+            _accumulate(parameters, parts)
+        return total.data
+
+
+def _accumulate(parameters, parts) -> None:
+    for parameter, g in zip(parameters, parts):
+        if parameter.grad is None:
+            parameter.grad = g.copy()
+        else:
+            parameter.grad += g

@@ -1,0 +1,307 @@
+"""TextToImage: a prompt in, pictures out; and the folder such a model is kept in.
+
+    prompt -> token ids -> text states -> [noise -> sampler -> latent] -> autoencoder -> picture
+
+A model folder holds `config.json`, one safetensors file a network, the tokenizer, and
+`metrics.json` where the model has been measured.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from . import checkpoint, images
+from .backend import blas_threads, choose_device, generator, to_device, to_host
+from .diffusion.denoiser import EDMDenoiser, guide
+from .diffusion.samplers import SAMPLERS, karras_sigmas
+from .models.autoencoder import AutoencoderConfig, AutoencoderKL
+from .models.classifier import Classifier, ClassifierConfig
+from .models.clip import CLIP, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
+from .models.unet import UNet, UNetConfig
+from .nn import Module
+from .parallel import Shards
+from .text import Tokenizer
+
+VERSION = 1
+SHIPPED = Path(__file__).parent / "weights"
+SHARD = 32  # images a thread works on at a time, on a CPU
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """How the networks are joined, and what a call defaults to.
+
+    Fields:
+        image_size, padded_size: side of a picture, and of what the autoencoder sees: paper around
+        latent_size: side of the latent
+        latent_scale: factor that gives encoded latents standard deviation 1
+        sigma_min, sigma_max: least and largest noise level of sampling, in units of sigma_data
+        sigma_data: standard deviation of the scaled latents
+        sampler, num_inference_steps, guidance_scale: defaults of a call
+    """
+
+    image_size: int = 28
+    padded_size: int = 32
+    latent_size: int = 8
+    latent_scale: float = 1.0
+    sigma_data: float = 1.0
+    sigma_min: float = 0.02
+    sigma_max: float = 80.0
+    sampler: str = "dpmpp_2m"
+    num_inference_steps: int = 20
+    guidance_scale: float = 2.0
+
+    def __post_init__(self):
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {self.sampler!r}: use one of {', '.join(SAMPLERS)}")
+        if not (math.isfinite(self.latent_scale) and self.latent_scale > 0):
+            raise ValueError(f"latent_scale must be positive, not {self.latent_scale}")
+
+
+class TextToImage:
+    """Draws pictures from prompts. Its parts are public, so each step can be taken by hand."""
+
+    def __init__(
+        self,
+        unet: UNet,
+        autoencoder: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: Tokenizer,
+        config: PipelineConfig,
+        device: str = "cpu",
+        threads: int | None = None,
+    ):
+        self.unet, self.autoencoder, self.text_encoder = unet, autoencoder, text_encoder
+        self.tokenizer, self.config, self.device = tokenizer, config, device
+        self.shards = Shards(SHARD if device == "cpu" else None, threads)
+        self.denoiser = EDMDenoiser(self._network, config.sigma_data)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        seed: int = 0,
+        sampler: str | None = None,
+        callback: Callable | None = None,
+    ) -> list[Image.Image]:
+        """Pictures of the prompt(s), 28x28 and of mode "L": all of the first prompt, then the next.
+
+        Args:
+            prompt: one or several; an empty one asks for anything
+            num_inference_steps, guidance_scale, sampler: as the model's configuration unless given;
+                a guidance scale of 1 is none, larger ones follow the prompt more closely
+            negative_prompt: what to steer away from, one or one a prompt; by default nothing
+            seed: picture number i depends on seed and i only, and on its prompt
+            callback: called as callback(step, sigma, latents) after each step
+
+        Raises ValueError for counts below 1 and for what no model can do.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or not all(isinstance(p, str) for p in prompts):
+            raise ValueError("prompt must be a text, or a list of at least one")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt must be >= 1, not {num_images_per_prompt}")
+        negatives = negative_prompt
+        if negatives is not None and not isinstance(negatives, str):
+            if len(negatives) != len(prompts):
+                raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
+            negatives = [p for p in negatives for _ in range(num_images_per_prompt)]
+        latents = self.sample(
+            [p for p in prompts for _ in range(num_images_per_prompt)],
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negatives,
+            seed=seed,
+            sampler=sampler,
+            callback=callback,
+        )
+        return images.to_pil(self.decode(latents))
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        seed: int = 0,
+        sampler: str | None = None,
+        callback: Callable | None = None,
+    ):
+        """Latents (N, h, w, C) of N prompts, an array on the device; arguments as for a call."""
+        config = self.config
+        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = config.guidance_scale if guidance_scale is None else guidance_scale
+        name = sampler or config.sampler
+        if name not in SAMPLERS:
+            raise ValueError(f"unknown sampler {name!r}: use one of {', '.join(SAMPLERS)}")
+        if steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, not {steps}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, but is {seed}")
+        sigmas = karras_sigmas(steps, config.sigma_min, config.sigma_max)
+        shape = (config.latent_size,) * 2 + (self.unet.config.in_channels,)
+        rng = generator(seed, "sample", "start")
+        noise = rng.standard_normal((len(prompts), *shape), np.float32)  # row i: the i-th numbers
+        negatives = negative_prompt or ""
+        if isinstance(negatives, str):
+            negatives = [negatives] * len(prompts)
+
+        with blas_threads(1):
+            cond = self.encode_prompts(prompts)
+            uncond = self.encode_prompts(negatives) if scale != 1 else None
+            return SAMPLERS[name](
+                guide(self.denoiser, scale, uncond),
+                to_device(noise, self.device) * sigmas[0],
+                sigmas,
+                cond,
+                rng=generator(seed, "sample", name),
+                callback=callback,
+            )
+
+    def encode_prompts(self, prompts: Sequence[str]):
+        """The text encoder's token states (N, T, D), an array on the device."""
+        distinct = list(dict.fromkeys(prompts))
+        ids = self.tokenizer(distinct)  # (U, T)
+        states = self.shards.forward(self.text_encoder, ids)  # (U, T, D)
+        place = {prompt: i for i, prompt in enumerate(distinct)}
+        return states[to_device(np.array([place[p] for p in prompts]), self.device)]
+
+    def decode(self, latents) -> np.ndarray:
+        """Images (N, 28, 28, 1) on the host, in [-1, 1] but for overshoot, of scaled latents."""
+        unscaled = latents / self.config.latent_scale
+        with blas_threads(1):
+            padded = self.shards.forward(self.autoencoder.decode, unscaled)  # (N, 32, 32, 1)
+        return to_host(images.crop_to(padded, self.config.image_size))
+
+    def encode(self, pictures) -> np.ndarray:
+        """Scaled latents (N, h, w, C), the means, of images (N, 28, 28, 1) in [-1, 1]."""
+        padded = to_device(images.pad_to(pictures, self.config.padded_size), self.device)
+        with blas_threads(1):
+            mean = self.shards.forward(lambda x: self.autoencoder.encode(x)[0], padded)
+        return mean * self.config.latent_scale
+
+    def trajectory(self, latents, sigma: float) -> np.ndarray:
+        """Images of latents that still hold noise of level `sigma`, for looking at.
+
+        They are scaled back to the size of clean ones, x / sqrt(1 + sigma^2 / sigma_data^2), which
+        is what the autoencoder can decode.
+        """
+        return self.decode(latents / math.sqrt(1 + (sigma / self.config.sigma_data) ** 2))
+
+    def _network(self, x, timestep, cond):
+        """The U-Net as the denoiser calls it, without a graph, in shards."""
+        return self.shards.forward(self.unet, x.data, timestep, cond)
+
+
+# Model folders -----------------------------------------------------------------------------
+
+BUILDERS: dict[str, Callable[[dict], Module]] = {
+    "unet": lambda c: UNet(UNetConfig(**c)),
+    "autoencoder": lambda c: AutoencoderKL(AutoencoderConfig(**c)),
+    "text_encoder": lambda c: CLIPTextModel(CLIPTextConfig(**c)),
+    "clip": lambda c: CLIP(
+        CLIPTextConfig(**c["text"]), CLIPVisionConfig(**c["vision"]), c["projection_dim"]
+    ),
+    "reader": lambda c: Classifier(ClassifierConfig(**c)),
+}
+
+
+def load(
+    path: str | Path | None = None, device: str = "auto", threads: int | None = None
+) -> TextToImage:
+    """The model in a folder: the shipped one by default, or that of a finished run.
+
+    Raises ValueError, in one line, for a folder that is missing, of another version, incomplete,
+    damaged, or whose weights belong to another configuration.
+    """
+    device = choose_device(device)
+    folder = find_model(path)
+    config = read_config(folder)
+    names = ("unet", "autoencoder", "text_encoder")
+    unet, autoencoder, text_encoder = (load_network(folder, config, n, device) for n in names)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    vocabulary = text_encoder.config.vocab_size
+    if tokenizer.vocab_size != vocabulary:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, "
+            f"the text encoder {vocabulary}"
+        )
+    settings = _build(folder, lambda c: PipelineConfig(**c), config.get("pipeline", {}))
+    return TextToImage(unet, autoencoder, text_encoder, tokenizer, settings, device, threads)
+
+
+def find_model(path: str | Path | None) -> Path:
+    """The model folder meant by `path`: itself, a run's `model` inside it, or the shipped one."""
+    folder = SHIPPED if path is None else Path(path)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not folder.is_dir():
+        raise ValueError(f"model folder {folder} does not exist; `make train-mnist` trains one")
+    raise ValueError(f"{folder} holds no model (no config.json): finish or export its training")
+
+
+def read_config(folder: Path) -> dict:
+    """The configuration of a model folder; ValueError where it cannot be understood."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if version != VERSION:
+        raise ValueError(f"{path} has format version {version!r}, this program reads {VERSION}")
+    return config
+
+
+def load_network(folder: Path, config: dict, name: str, device: str = "cpu") -> Module:
+    """One network of a model folder, with its weights, on a device."""
+    if name not in config:
+        raise ValueError(f"{folder / 'config.json'} describes no {name}")
+    network = _build(folder, BUILDERS[name], config[name])
+    path = folder / f"{name}.safetensors"
+    arrays, _ = checkpoint.load(path)
+    try:
+        network.load_state_dict(arrays)
+    except ValueError as error:
+        raise ValueError(f"{path} does not belong to its config.json: {error}") from None
+    return network.to(device).eval()
+
+
+def save(
+    folder: str | Path,
+    networks: Mapping[str, Module],
+    configs: Mapping[str, dict],
+    tokenizer: Tokenizer,
+    settings: PipelineConfig,
+) -> None:
+    """Write a model folder, weights in float16. `config.json` comes last: without it, no model."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot create the folder {folder}: {error.strerror}") from None
+    for name, network in networks.items():
+        weights = checkpoint.half_precision(network.state_dict())
+        checkpoint.save(folder / f"{name}.safetensors", weights, {})
+    tokenizer.save(folder / "tokenizer.json")
+    config = {"format_version": VERSION, "pipeline": dataclasses.asdict(settings), **configs}
+    text = json.dumps(config, indent=2) + "\n"
+    checkpoint.write_atomically(folder / "config.json", text.encode())
+
+
+def _build(folder: Path, build: Callable, section: dict):
+    try:
+        return build(section)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{folder / 'config.json'} does not fit this program: {error}") from None

@@ -1,0 +1,239 @@
+"""Tensor: an array that remembers how it was made, and reverse-mode differentiation over it.
+
+The graph points backwards only: a Tensor holds the Function that made it, which holds its input
+Tensors. There are no cycles, so a graph is freed by reference counting the moment its result is.
+"""
+
+import numpy as np
+
+from . import primitives as p
+from .backend import array_module, to_host
+from .function import Function, no_grad, raw
+
+__all__ = ["Tensor", "concatenate", "gradients", "no_grad", "where"]
+
+
+class Tensor:
+    """An array (NumPy or CuPy) with a place in the graph.
+
+    Attributes:
+        data: the array, of any shape, floating point if it requires a gradient
+        grad: d(result)/d(data) after `backward`, an array of the same shape, or None
+        requires_grad: whether gradients flow to it
+        op: the Function that made it, or None for a leaf
+    """
+
+    __array_priority__ = 1000  # `array + tensor` asks the Tensor first
+
+    def __init__(self, data, requires_grad: bool = False, op: Function | None = None):
+        if isinstance(data, Tensor):
+            raise ValueError("Tensor(data) takes an array, not another Tensor: use x.detach()")
+        if not hasattr(data, "dtype"):
+            data = np.asarray(data, dtype=np.float32)
+        if requires_grad and data.dtype.kind != "f":
+            raise ValueError(f"only floating point data has gradients, not {data.dtype}")
+        self.data = np.asarray(data) if isinstance(data, np.generic) else data
+        self.grad = None
+        self.requires_grad = requires_grad
+        self.op = op
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self):
+        return self.data.dtype
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        made = f", op={type(self.op).__name__}" if self.op else ""
+        return f"Tensor({self.data}, shape={self.shape}, requires_grad={self.requires_grad}{made})"
+
+    def detach(self) -> "Tensor":
+        """The same data outside the graph."""
+        return Tensor(self.data)
+
+    def numpy(self) -> np.ndarray:
+        """The data as a NumPy array (shared with the Tensor on the CPU)."""
+        return to_host(self.data)
+
+    def item(self) -> float:
+        """The value of a Tensor of one element; on a GPU this waits for the result."""
+        return self.numpy().item()
+
+    def backward(self, gy=None) -> None:
+        """Add d<gy, self>/dx to the `.grad` of every leaf x; `gy` defaults to 1 for a scalar."""
+        for leaf, g in _walk(self, gy):
+            # A copy: several gradients may be views of one array.
+            leaf.grad = array_module(g).array(g) if leaf.grad is None else leaf.grad + g
+
+    # Operators -----------------------------------------------------------------------------
+
+    def __add__(self, other):
+        return p.Add.apply(self, other)
+
+    def __radd__(self, other):
+        return p.Add.apply(other, self)
+
+    def __sub__(self, other):
+        return p.Sub.apply(self, other)
+
+    def __rsub__(self, other):
+        return p.Sub.apply(other, self)
+
+    def __mul__(self, other):
+        return p.Mul.apply(self, other)
+
+    def __rmul__(self, other):
+        return p.Mul.apply(other, self)
+
+    def __truediv__(self, other):
+        return p.Div.apply(self, other)
+
+    def __rtruediv__(self, other):
+        return p.Div.apply(other, self)
+
+    def __matmul__(self, other):
+        return p.MatMul.apply(self, other)
+
+    def __rmatmul__(self, other):
+        return p.MatMul.apply(other, self)
+
+    def __neg__(self):
+        return p.Neg.apply(self)
+
+    def __pow__(self, exponent: float):
+        if not isinstance(exponent, int | float):
+            raise ValueError("x ** p needs a number p; write (x.log() * p).exp() for a Tensor p")
+        return p.Pow.apply(self, exponent=exponent)
+
+    def __getitem__(self, index):
+        return p.GetItem.apply(self, index=index)
+
+    # Methods -------------------------------------------------------------------------------
+
+    def exp(self):
+        return p.Exp.apply(self)
+
+    def log(self):
+        return p.Log.apply(self)
+
+    def clip(self, low: float, high: float):
+        return p.Clip.apply(self, low=low, high=high)
+
+    def sum(self, axis=None, keepdims: bool = False):
+        return p.Sum.apply(self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis=None, keepdims: bool = False):
+        return p.Mean.apply(self, axis=axis, keepdims=keepdims)
+
+    def max(self, axis=None, keepdims: bool = False):
+        return p.Max.apply(self, axis=axis, keepdims=keepdims)
+
+    def reshape(self, *shape):
+        return p.Reshape.apply(self, shape=shape[0] if isinstance(shape[0], tuple) else shape)
+
+    def transpose(self, *axes):
+        return p.Transpose.apply(self, axes=axes or None)
+
+    def pad(self, width, value: float = 0.0):
+        """Surround by `value`; `width` = ((before, after), ...), one pair an axis."""
+        return p.Pad.apply(self, width=width, value=value)
+
+
+Function.tensor_type = Tensor
+
+
+def concatenate(tensors, axis: int = 0):
+    """The inputs one after the other along `axis`."""
+    return p.Concatenate.apply(*tensors, axis=axis)
+
+
+def where(mask, a, b):
+    """`a` where the boolean array `mask` is true, else `b`."""
+    return p.Where.apply(a, b, mask=mask)
+
+
+def gradients(y: Tensor, tensors, gy=None) -> list:
+    """d<gy, y>/dx for each x of `tensors`, as arrays; `.grad` is left alone.
+
+    This is what threads use on parameters they share. A tensor that `y` does not depend on has
+    gradient zero. Treat the arrays as read-only: they may be views, of each other too.
+    """
+    tensors = list(tensors)
+    found = {id(x): g for x, g in _walk(y, gy, wanted={id(x) for x in tensors})}
+    return [
+        found[id(x)] if id(x) in found else array_module(x.data).zeros_like(x.data)
+        for x in tensors
+    ]
+
+
+def _walk(y: Tensor, gy=None, wanted: set[int] | None = None):
+    """Push `gy` back through the graph of `y`; yields (tensor, gradient), each tensor once.
+
+    Yields the leaves, or the tensors whose id is in `wanted`. The graph is consumed on the way:
+    what an operation saved and the gradients it has passed on are dropped at once, so that memory
+    falls as the walk goes.
+    """
+    if not y.requires_grad:
+        raise ValueError("backward: the result depends on nothing that requires a gradient")
+    if gy is None:
+        if y.size != 1:
+            raise ValueError(f"backward: a result of shape {y.shape} needs gy of the same shape")
+        gy = 1.0
+    gy = array_module(y.data).asarray(raw(gy), dtype=y.dtype)
+    if gy.shape != y.shape:
+        raise ValueError(f"backward: gy has shape {gy.shape}, the result has {y.shape}")
+
+    gradient = {id(y): gy}
+    order = _topological(y)
+    while order:
+        x = order.pop()
+        g = gradient.pop(id(x))
+        if x.op is None if wanted is None else id(x) in wanted:
+            yield x, g
+        op, x = x.op, None
+        if op is None:
+            continue
+        if op.inputs is None:
+            raise ValueError("backward: this graph was already walked and freed; run forward again")
+        inputs, needs = op.inputs, op.needs
+        returned = op.backward(g)
+        op.inputs, op.saved = None, ()
+        for i, (source, g) in enumerate(zip(inputs, returned, strict=True)):
+            if not needs[i]:
+                continue
+            if g is None or g.shape != source.shape:
+                raise ValueError(
+                    f"{type(op).__name__}.backward: gradient {i} has shape "
+                    f"{getattr(g, 'shape', None)}, its input has {source.shape}"
+                )
+            key = id(source)
+            gradient[key] = gradient[key] + g if key in gradient else g
+
+
+def _topological(y: Tensor) -> list[Tensor]:
+    """The tensors `y` depends on, inputs before outputs; by a stack, for graphs are deep."""
+    order, seen, stack = [], set(), [(y, False)]
+    while stack:
+        x, done = stack.pop()
+        if done:
+            order.append(x)
+        elif id(x) not in seen:
+            seen.add(id(x))
+            stack.append((x, True))
+            if x.op is not None and x.op.inputs is not None:
+                needed = zip(x.op.inputs, x.op.needs)
+                stack.extend((source, False) for source, need in needed if need)
+    return order

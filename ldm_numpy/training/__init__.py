@@ -1,0 +1,190 @@
+"""The stages, one after the other: classifiers and autoencoder, CLIP, U-Net; then a model folder.
+
+Every stage leaves `name.safetensors` (checkpoint), `name.csv` (log) and pictures in the run's
+folder, and reads what earlier stages left there.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from .. import pipeline
+from ..backend import blas_threads, tune_cpu
+from ..models import autoencoder as autoencoder_models
+from ..models import classifier as classifier_models
+from ..models import clip as clip_models
+from ..models import unet as unet_models
+from ..models.clip import CLIPTextModel
+from ..nn import Module
+from ..pipeline import PipelineConfig
+from .autoencoder import AutoencoderStage, AutoencoderStageConfig, images_side
+from .classifier import ClassifierStage
+from .clip import CLIPStage, clip_section, train_tokenizer
+from .dataset import Digits
+from .loop import Stage, StageConfig, load_trained, run
+from .unet import UNetStage, UNetStageConfig
+
+STAGES = ("autoencoder", "clip", "unet")
+CONTEXT_LENGTH = 16  # tokens of a prompt, start and end included
+
+PERCEPTUAL = StageConfig(steps=500, sample_every=500, weight_decay=0.05)
+READER = StageConfig(steps=1200, sample_every=1200, weight_decay=0.05)
+AUTOENCODER = AutoencoderStageConfig(steps=1000)
+CLIP = StageConfig(steps=1200, learning_rate=1e-3, weight_decay=0.05, sample_every=1200)
+UNET = UNetStageConfig(steps=2400, learning_rate=1e-3, ema_decay=0.998)
+READER_SEED = 1  # added to the run's: the reader shares nothing with the perceptual classifier
+
+
+class Run:
+    """A run's folder, and how to build each stage from what is in it.
+
+    Args:
+        folder: where everything goes
+        data: a folder of IDX files, or None for the embedded digits
+        seed, device, threads: of all stages
+        steps: overrides {stage: number of steps}
+        text_encoder: "frozen" or "joint", for the U-Net stage
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        data: str | Path | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+        threads: int | None = None,
+        steps: dict[str, int] | None = None,
+        text_encoder: str = UNET.text_encoder,
+    ):
+        self.folder, self.seed, self.device, self.threads = Path(folder), seed, device, threads
+        self.unet_config = dataclasses.replace(UNET, text_encoder=text_encoder)
+        self.steps = steps or {}
+        self.train, self.test = Digits.load("train", data), Digits.load("test", data)
+
+    def config(self, name: str, config: StageConfig) -> StageConfig:
+        """The stage's configuration, with the number of steps that was asked for."""
+        return dataclasses.replace(config, steps=self.steps.get(name, config.steps))
+
+    def classifier(self, name: str) -> ClassifierStage:
+        """The stage "perceptual" or "reader"."""
+        networks = {"perceptual": classifier_models.PERCEPTUAL, "reader": classifier_models.READER}
+        configs = {"perceptual": PERCEPTUAL, "reader": READER}
+        seed = self.seed + (READER_SEED if name == "reader" else 0)
+        config = self.config(name, configs[name])
+        return ClassifierStage(
+            name, networks[name], config, self.train, self.test, seed, self.device
+        )
+
+    def autoencoder(self) -> AutoencoderStage:
+        perceptual = self.classifier("perceptual")
+        load_trained(perceptual, self.folder)
+        return AutoencoderStage(
+            autoencoder_models.MNIST,
+            self.config("autoencoder", AUTOENCODER),
+            perceptual.network,
+            self.train,
+            self.test,
+            self.seed,
+            self.device,
+        )
+
+    def clip(self) -> CLIPStage:
+        return CLIPStage(
+            clip_models.MNIST_TEXT,
+            clip_models.MNIST_VISION,
+            clip_models.MNIST_PROJECTION_DIM,
+            self.config("clip", CLIP),
+            train_tokenizer(self.train.captioned(), self.seed, CONTEXT_LENGTH),
+            self.train,
+            self.test,
+            self.seed,
+            self.device,
+        )
+
+    def unet(self) -> UNetStage:
+        autoencoder, clip = self.autoencoder(), self.clip()
+        measured = load_trained(autoencoder, self.folder)
+        load_trained(clip, self.folder)
+        text_encoder = CLIPTextModel(clip.network.text_model.config)
+        text_encoder.load_state_dict(clip.network.text_model.state_dict())
+        return UNetStage(
+            unet_models.MNIST,
+            self.config("unet", self.unet_config),
+            PipelineConfig(
+                padded_size=images_side(autoencoder.network.config),
+                latent_scale=measured["latent_scale"],
+            ),
+            autoencoder.network,
+            text_encoder.to(self.device),
+            clip.tokenizer,
+            self.train,
+            self.seed,
+            self.device,
+            self.threads,
+        )
+
+    def build(self, name: str) -> Stage:
+        """The stage of that name; ValueError where an earlier one is not there."""
+        if name in ("perceptual", "reader"):
+            return self.classifier(name)
+        return {"autoencoder": self.autoencoder, "clip": self.clip, "unet": self.unet}[name]()
+
+    def fit(self, what: str, resume: bool = False) -> None:
+        """Train one stage, or "all" of them; the last leaves a model folder, `model`.
+
+        Raises ValueError before any work if a checkpoint would be overwritten.
+        """
+        names = list(STAGES) if what == "all" else [what]
+        if "autoencoder" in names:
+            names = ["perceptual", "reader", *names]
+        prepare_folder(self.folder)
+        existing = [n for n in names if (self.folder / f"{n}.safetensors").exists()]
+        if existing and not resume:
+            raise ValueError(
+                f"{self.folder} holds a training already ({', '.join(existing)}): continue it "
+                "with --resume, or choose another folder with --out"
+            )
+        if self.device == "cpu":
+            tune_cpu()
+        with blas_threads(1):
+            for name in names:
+                stage = self.build(name)
+                run(
+                    stage,
+                    self.folder,
+                    self.seed,
+                    resume=resume,
+                    device=self.device,
+                    threads=self.threads,
+                )
+        if "unet" in names:
+            self.export(self.folder / "model")
+
+    def export(self, folder: str | Path) -> None:
+        """Write the finished run as a model folder: averaged weights, in float16."""
+        stage, clip, reader = self.unet(), self.clip(), self.classifier("reader")
+        for each in (stage, clip, reader):
+            load_trained(each, self.folder)
+        networks: dict[str, Module] = {
+            "unet": stage.network,
+            "autoencoder": stage.pipeline.autoencoder,
+            "text_encoder": stage.text_encoder,
+            "clip": clip.network,
+            "reader": reader.network,
+        }
+        configs = {
+            name: clip_section(network) if name == "clip" else dataclasses.asdict(network.config)
+            for name, network in networks.items()
+        }
+        pipeline.save(folder, networks, configs, stage.tokenizer, stage.settings)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder; ValueError, before hours of work, where nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write into the folder {folder}: {error.strerror}") from None

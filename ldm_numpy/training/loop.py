@@ -1,0 +1,294 @@
+"""The training loop that all stages share: steps, log, pictures, checkpoints, resume.
+
+A stage (see `Stage`) knows its networks, its data and its loss. The loop knows the rest. What a
+step computes depends on the seed and the step number alone, so a training that was stopped and
+resumed ends with the same bits as one that was not.
+"""
+
+import csv
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import checkpoint
+from ..backend import array_module, to_host
+from ..nn import Module
+from ..optim import EMA, AdamW, warmup_cosine
+from ..parallel import Shards
+
+LOG_EVERY = 20  # steps between looks at the loss: each look waits for the device
+FLOOR = 0.02  # of the learning rate, as a share of its peak
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """What every stage can be told.
+
+    Fields:
+        steps, batch_size: length of the training, images a step
+        shard_size: images a thread works on at a time (CPU only)
+        learning_rate, warmup: peak, and steps until it; then a cosine to 2%
+        weight_decay, clip_norm, ema_decay: see optim.py
+        checkpoint_every, sample_every: steps
+    """
+
+    steps: int
+    batch_size: int = 128
+    shard_size: int = 32
+    learning_rate: float = 2e-3
+    warmup: int = 50
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.99
+    checkpoint_every: int = 200
+    sample_every: int = 400
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "shard_size", "checkpoint_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+class Stage:
+    """What a stage of the training supplies. Subclasses set the attributes and fill the methods.
+
+    Attributes:
+        name: of its files
+        config: a StageConfig
+        networks: the networks it trains, by name
+        report: the names of the numbers that `gradients` returns, the first being the loss
+        baselines: for some of them, the value that an answer of zero would have
+    """
+
+    name: str
+    config: StageConfig
+    networks: dict[str, Module]
+    report: tuple[str, ...] = ("loss",)
+    baselines: dict[str, float]
+
+    def gradients(self, step: int, shards: Shards, parameters) -> list:
+        """Add the gradients of batch number `step` to `.grad`; returns the numbers of `report`."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Anything to do to the weights after an update."""
+
+    def draw(self, path: Path) -> None:
+        """Save a picture of what the networks (with averaged weights) can do."""
+
+    def describe(self) -> dict:
+        """Everything that decides the outcome, for the checkpoint: JSON values only."""
+        return {"stage": self.name, **dataclasses.asdict(self.config)}
+
+    def measure(self) -> dict:
+        """What later stages need to know (the latent scale), of the averaged weights."""
+        return {}
+
+
+def run(
+    stage: Stage,
+    folder: Path,
+    seed: int,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> None:
+    """Train a stage to its end, leaving checkpoint, log and pictures in `folder`.
+
+    At the end the networks hold the averaged weights. Raises ValueError if there is a checkpoint
+    already and `resume` is not asked for, if it was made with other options, or if the loss becomes
+    NaN or infinite (the last good checkpoint is kept).
+    """
+    config = stage.config
+    path = folder / f"{stage.name}.safetensors"
+    shards = Shards(config.shard_size if device == "cpu" else None, threads)
+    optimizer, ema = prepare(stage)
+    start = 0
+    if path.exists():
+        if not resume:
+            raise ValueError(
+                f"{path} exists: continue it with --resume, or choose another folder with --out"
+            )
+        start = restore(stage, optimizer, ema, path, seed)
+    log = Log(folder / f"{stage.name}.csv", stage, start)
+    bar = tqdm(
+        total=config.steps, initial=start, desc=f"{stage.name:12}", mininterval=1.0, unit="step"
+    )
+    with bar:
+        for step in range(start, config.steps):
+            optimizer.zero_grad()
+            values = stage.gradients(step, shards, optimizer.parameters)
+            norm = optimizer.clip_gradient(config.clip_norm)
+            factor = warmup_cosine(step, config.steps, config.warmup, FLOOR)
+            optimizer.step(config.learning_rate * factor)
+            stage.after_step()
+            ema.update()
+            done = step + 1
+            last = done == config.steps
+            saving = done % config.checkpoint_every == 0 or last
+            if done % LOG_EVERY == 0 or saving:
+                numbers = [float(v) for v in (*values, norm)]
+                check_finite(stage, path, done, numbers, optimizer if saving else None)
+                log.add(done, numbers, config.learning_rate * factor)
+                bar.set_postfix_str(", ".join(describe_numbers(stage, numbers)))
+            bar.update()
+            if saving:
+                save_checkpoint(stage, optimizer, ema, path, seed, done)
+                log.flush()
+            if done % config.sample_every == 0 or last:
+                with ema.applied():
+                    stage.draw(folder / f"{stage.name}_{done:06d}.png")
+    log.plot()
+    optimizer.weights[...] = ema.average
+
+
+def prepare(stage: Stage) -> tuple[AdamW, EMA]:
+    """An optimizer over all the stage's networks, and the average of its weights."""
+    parameters = [p for network in stage.networks.values() for p in network.parameters()]
+    optimizer = AdamW(parameters, weight_decay=stage.config.weight_decay)
+    return optimizer, EMA(optimizer, stage.config.ema_decay)
+
+
+def save_checkpoint(stage, optimizer, ema, path: Path, seed: int, step: int) -> None:
+    """Everything needed to go on from `step`, or to use the averaged weights, in one file."""
+    arrays = weights_of(stage, "weights")
+    with ema.applied():
+        arrays |= weights_of(stage, "ema")
+        measured = stage.measure()
+    state = optimizer.state_dict()
+    arrays |= {"optimizer/m": to_host(state["m"]), "optimizer/v": to_host(state["v"])}
+    metadata = {
+        "options": stage.describe() | {"seed": seed},
+        "step": step,
+        "step_count": state["step_count"],
+        "measured": measured,
+    }
+    checkpoint.save(path, arrays, metadata)
+
+
+def weights_of(stage: Stage, prefix: str) -> dict[str, np.ndarray]:
+    """The weights of all networks: "prefix/network/parameter" -> array."""
+    return {
+        f"{prefix}/{name}/{key}": array
+        for name, network in stage.networks.items()
+        for key, array in network.state_dict().items()
+    }
+
+
+def load_weights(stage: Stage, arrays: dict[str, np.ndarray], prefix: str) -> None:
+    """Copy what `weights_of` returned back into the networks."""
+    for name, network in stage.networks.items():
+        start = f"{prefix}/{name}/"
+        state = {key.removeprefix(start): a for key, a in arrays.items() if key.startswith(start)}
+        network.load_state_dict(state)
+
+
+def restore(stage, optimizer, ema, path: Path, seed: int) -> int:
+    """Go back to a checkpoint; returns its step. ValueError, naming it, for another option."""
+    arrays, metadata = checkpoint.load(path)
+    asked, made = stage.describe() | {"seed": seed}, metadata["options"]
+    different = [
+        f"{key} was {made.get(key)!r} and is now {asked.get(key)!r}"
+        for key in sorted(asked.keys() | made.keys())
+        if made.get(key) != asked.get(key)
+    ]
+    if different:
+        raise ValueError(f"{path} was made with other options: {'; '.join(different)}")
+    load_weights(stage, arrays, "ema")
+    ema.average[...] = optimizer.weights
+    load_weights(stage, arrays, "weights")
+    optimizer.load_state_dict(
+        {
+            "m": arrays["optimizer/m"],
+            "v": arrays["optimizer/v"],
+            "step_count": metadata["step_count"],
+        }
+    )
+    return metadata["step"]
+
+
+def load_trained(stage: Stage, folder: Path) -> dict:
+    """Give the networks the averaged weights of a finished training; returns what was measured."""
+    path = folder / f"{stage.name}.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no trained {stage.name} ({path.name}): train it first")
+    arrays, metadata = checkpoint.load(path)
+    steps = metadata["options"].get("steps")
+    if metadata["step"] != steps:
+        raise ValueError(
+            f"{path} is at step {metadata['step']} of {steps}: finish it first, with --resume"
+        )
+    load_weights(stage, arrays, "ema")
+    return metadata["measured"]
+
+
+def check_finite(stage: Stage, path: Path, step: int, numbers, optimizer: AdamW | None) -> None:
+    """Stop a training that has gone astray, before it overwrites the last good checkpoint."""
+    finite = np.isfinite(numbers).all()
+    if finite and optimizer is not None:
+        finite = bool(array_module(optimizer.weights).isfinite(optimizer.weights).all())
+    if not finite:
+        shown = ", ".join(describe_numbers(stage, numbers))
+        kept = f"{path} keeps the last good step" if path.exists() else "nothing was saved yet"
+        raise ValueError(f"{stage.name}: not finite at step {step} ({shown}); {kept}")
+
+
+def describe_numbers(stage: Stage, numbers) -> list[str]:
+    """ "loss 0.213 (zero: 1)", ... for the progress bar."""
+    return [
+        f"{name} {value:.4g}" + (f" (zero: {zero:.3g})" if zero is not None else "")
+        for name, value in zip(stage.report, numbers)
+        for zero in [stage.baselines.get(name)]
+    ]
+
+
+class Log:
+    """The stage's CSV file. Rows after the checkpoint a run resumes from are dropped."""
+
+    def __init__(self, path: Path, stage: Stage, start: int):
+        self.path, self.stage = path, stage
+        self.began = time.perf_counter()
+        self.header = ["step", *stage.report]
+        self.header += [f"{name}_zero" for name in stage.report if name in stage.baselines]
+        self.header += ["gradient_norm", "learning_rate", "seconds"]
+        self.rows: list[list] = []
+        self.seconds = 0.0  # spent by the runs before this one
+        if start and path.is_file():
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = list(csv.reader(file))[1:]
+            self.rows = [row for row in rows if int(row[0]) <= start]
+            self.seconds = float(self.rows[-1][-1]) if self.rows else 0.0
+
+    def add(self, step: int, numbers: list[float], learning_rate: float) -> None:
+        zeros = [b for name in self.stage.report if (b := self.stage.baselines.get(name))]
+        seconds = self.seconds + time.perf_counter() - self.began
+        *values, norm = [f"{v:.6g}" for v in numbers]
+        self.rows.append(
+            [step, *values, *zeros, norm, f"{learning_rate:.4g}", f"{seconds:.1f}"]
+        )
+
+    def flush(self) -> None:
+        lines = [",".join(str(cell) for cell in row) for row in [self.header, *self.rows]]
+        checkpoint.write_atomically(self.path, ("\n".join(lines) + "\n").encode())
+
+    def plot(self) -> None:
+        """A picture of the loss, where matplotlib is installed."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            return
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        steps = [int(row[0]) for row in self.rows]
+        for i, name in enumerate(self.stage.report):
+            axes.plot(steps, [float(row[1 + i]) for row in self.rows], label=name)
+            if name in self.stage.baselines:
+                zero = self.stage.baselines[name]
+                axes.axhline(zero, linestyle=":", color="grey", label=f"{name} of zero")
+        axes.set(xlabel="step", yscale="log", title=self.stage.name)
+        axes.legend()
+        figure.savefig(self.path.with_name(f"{self.stage.name}_loss.png"), dpi=110)

@@ -1,0 +1,128 @@
+"""Stage 3: the U-Net, which learns to denoise latents as their captions say."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from .. import images
+from ..backend import generator, to_device
+from ..data import captions, mnist
+from ..diffusion.denoiser import EDMDenoiser, edm_loss, edm_sigmas
+from ..models.autoencoder import AutoencoderKL
+from ..models.clip import CLIPTextModel
+from ..models.unet import UNet, UNetConfig
+from ..parallel import Shards
+from ..pipeline import PipelineConfig, TextToImage
+from ..tensor import no_grad
+from ..text import Tokenizer
+from .autoencoder import encode_moments
+from .dataset import Digits
+from .loop import Stage, StageConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetStageConfig(StageConfig):
+    """Besides StageConfig's fields:
+
+    P_mean, P_std: ln(sigma) of training is normal with these (Karras et al. 2022, Table 1)
+    drop_condition: share of captions replaced by the empty one, for guidance (Ho and Salimans 2022)
+    text_encoder: "frozen" as CLIP left it, or "joint": trained along from there
+    """
+
+    P_mean: float = -0.6
+    P_std: float = 1.2
+    drop_condition: float = 0.1
+    text_encoder: str = "joint"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.text_encoder not in ("frozen", "joint"):
+            raise ValueError(f"text_encoder must be 'frozen' or 'joint', not {self.text_encoder!r}")
+
+
+class UNetStage(Stage):
+    """The EDM loss on scaled latents. An answer of zero has loss 1 at every noise level.
+
+    Images are encoded once; each step draws latents from their posteriors, noise levels, noise,
+    captions, and which captions to drop.
+    """
+
+    name = "unet"
+    report = ("loss",)
+
+    def __init__(
+        self,
+        network: UNetConfig,
+        config: UNetStageConfig,
+        settings: PipelineConfig,
+        autoencoder: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: Tokenizer,
+        train: Digits,
+        seed: int,
+        device: str = "cpu",
+        threads: int | None = None,
+    ):
+        self.config, self.settings, self.seed, self.device = config, settings, seed, device
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+        self.train = train.captioned()
+        network = dataclasses.replace(
+            network, cross_attention_dim=text_encoder.config.hidden_size
+        )
+        self.network = UNet(network, seed=seed).to(device)
+        self.networks = {"unet": self.network}
+        if config.text_encoder == "joint":
+            self.networks["text_encoder"] = text_encoder
+        self.baselines = {"loss": 1.0}
+        self.denoiser = EDMDenoiser(self.network, settings.sigma_data)
+        self.pipeline = TextToImage(
+            self.network, autoencoder, text_encoder, tokenizer, settings, device, threads
+        )
+        shards = self.pipeline.shards
+        pixels, side = self.train.pixels(slice(None)), settings.padded_size
+        mean, variance = encode_moments(autoencoder, pixels, side, shards, device)
+        self.mean = mean * np.float32(settings.latent_scale)
+        self.std = np.sqrt(variance) * np.float32(settings.latent_scale)
+
+    def describe(self) -> dict:
+        networks = {"network": dataclasses.asdict(self.network.config)}
+        return super().describe() | networks | {"pipeline": dataclasses.asdict(self.settings)}
+
+    def gradients(self, step: int, shards: Shards, parameters) -> list:
+        config, n = self.config, self.config.batch_size
+        index = mnist.batch_indices(len(self.train), n, self.seed, step)
+        mean, std = self.mean[index], self.std[index]
+
+        def normal(purpose, shape):
+            rng = generator(self.seed, self.name, step, purpose)
+            return rng.standard_normal(shape, np.float32)
+
+        clean = to_device(mean + std * normal("posterior", mean.shape), self.device)
+        noise = to_device(normal("noise", mean.shape), self.device)
+        levels = normal("level", n)
+        sigma = to_device(edm_sigmas(levels, config.P_mean, config.P_std), self.device)
+        texts = self.train.captions(index, self.seed, self.name, step)
+        drop = generator(self.seed, self.name, step, "drop").random(n) < config.drop_condition
+        ids = self.tokenizer(["" if d else text for d, text in zip(drop, texts)])  # (N, T)
+
+        def loss(rows):
+            cond = self.states(ids[rows])
+            return [edm_loss(self.denoiser, clean[rows], sigma[rows], noise[rows], cond)]
+
+        return shards.backward(loss, n, parameters)
+
+    def states(self, ids):
+        """Token states (n, T, D): a Tensor to learn through, or a plain array when frozen."""
+        if self.config.text_encoder == "joint":
+            return self.text_encoder(ids)
+        with no_grad():
+            return self.text_encoder(ids).data
+
+    def draw(self, path: Path) -> None:
+        """Ten digits of each of six descriptions."""
+        rows = [(0, 0), (0, 2), (1, 1), (2, 0), (2, 2), (None, None)]
+        prompts = [captions.caption(digit, *row) for row in rows for digit in range(10)]
+        pixels = self.pipeline.decode(self.pipeline.sample(prompts, seed=self.seed))
+        labels = [captions.caption(0, *row).replace("zero", "...") for row in rows]
+        images.save_png(images.grid(pixels, 10, scale=2, row_labels=labels), path)

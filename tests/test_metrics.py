@@ -1,0 +1,128 @@
+"""Metrics against closed forms and counted cases."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from ldm_numpy.metrics import (
+    clip_score,
+    frechet_distance,
+    frechet_floor,
+    prompt_accuracy,
+    zero_shot_accuracy,
+)
+
+
+def with_moments(mean, covariance, n: int, seed: int) -> np.ndarray:
+    """n points whose sample mean and covariance are exactly as given."""
+    z = np.random.default_rng(seed).standard_normal((n, len(mean)))
+    z -= z.mean(0)
+    z = np.linalg.solve(np.linalg.cholesky(np.cov(z.T)), z.T).T
+    return mean + z @ np.linalg.cholesky(covariance).T
+
+
+def covariance(d: int, seed: int) -> np.ndarray:
+    a = np.random.default_rng(seed).standard_normal((d, d))
+    return a @ a.T + 0.1 * np.eye(d)
+
+
+def test_frechet_distance_is_the_formula():
+    a_mean, b_mean = np.random.default_rng(0).standard_normal((2, 6))
+    a, b = covariance(6, 1), covariance(6, 2)
+    root = scipy.linalg.sqrtm(a @ b).real
+    expected = np.sum((a_mean - b_mean) ** 2) + np.trace(a + b - 2 * root)
+    x, y = with_moments(a_mean, a, 50, 3), with_moments(b_mean, b, 80, 4)
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(y, x) == pytest.approx(expected, rel=1e-10)
+
+
+def test_frechet_distance_of_independent_axes():
+    """Diagonal covariances: sum of (m_a - m_b)^2 + (s_a - s_b)^2."""
+    x = with_moments(np.array([0.0, 1.0]), np.diag([4.0, 9.0]), 30, 0)
+    y = with_moments(np.array([3.0, 1.0]), np.diag([1.0, 25.0]), 40, 1)
+    assert frechet_distance(x, y) == pytest.approx(9 + 1 + 4, rel=1e-10)
+
+
+def test_frechet_distance_does_not_mind_degenerate_features():
+    """A dead feature, a copied one, fewer samples than dimensions, large offsets."""
+    x = np.random.default_rng(5).standard_normal((200, 4))
+    wide = np.concatenate([x, x[:, :1], np.zeros((200, 1))], axis=1)
+    assert frechet_distance(wide, wide) == pytest.approx(0, abs=1e-10)
+    assert frechet_distance(wide + 1e4, wide + 1e4) == pytest.approx(0, abs=1e-7)
+    assert frechet_distance(wide, wide + 2) == pytest.approx(4 * 6, rel=1e-9)
+    assert frechet_distance(wide, -wide) == pytest.approx(4 * np.sum(wide.mean(0) ** 2), rel=1e-9)
+    few = np.random.default_rng(6).standard_normal((3, 50))
+    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-10)
+    assert frechet_distance(few, 2 * few) == pytest.approx(  # the same, twice as large
+        np.sum(few.mean(0) ** 2) + np.sum(few.var(0, ddof=1)), rel=1e-9
+    )
+
+
+def test_frechet_distance_takes_float32():
+    x = np.random.default_rng(7).standard_normal((2, 500, 8)).astype(np.float32)
+    expected = frechet_distance(*x.astype(np.float64))
+    assert frechet_distance(*x) == pytest.approx(expected, rel=1e-12)
+
+
+def test_floor_is_the_mean_over_random_splits():
+    features = np.random.default_rng(8).standard_normal((300, 5))
+    features[:150] += 10  # in order, the first hundred are unlike the rest
+    floor = frechet_floor(features, 100, 5, np.random.default_rng(9))
+    assert 0 < floor < 2 < frechet_distance(features[:100], features[100:])
+    assert floor == frechet_floor(features, 100, 5, np.random.default_rng(9))
+    rng = np.random.default_rng(9)
+    orders = [rng.permutation(300) for _ in range(5)]
+    by_hand = [frechet_distance(features[o[:100]], features[o[100:]]) for o in orders]
+    assert floor == pytest.approx(np.mean(by_hand))
+
+
+def test_prompt_accuracy_counts():
+    wanted = np.array([[7, 0, 2], [7, 0, 2], [3, 1, 1], [3, 1, 1], [5, 2, 0]]).T
+    measured = np.array([[7, 0, 2], [7, 0, 1], [3, 2, 1], [8, 1, 1], [5, 2, 0]]).T
+    assert prompt_accuracy(measured, wanted, held_out=[(7, 0, 2), (0, 0, 0)]) == {
+        "digit": pytest.approx(4 / 5),
+        "slant": pytest.approx(4 / 5),
+        "stroke": pytest.approx(4 / 5),
+        "all": pytest.approx(2 / 5),
+        "held_out": pytest.approx(1 / 2),
+        "rest": pytest.approx(1 / 3),
+    }
+    only_slant_wrong = prompt_accuracy(wanted + np.array([[0], [0], [1]]), wanted)
+    assert (only_slant_wrong["slant"], only_slant_wrong["stroke"]) == (0, 1)
+    assert "held_out" not in only_slant_wrong and only_slant_wrong["rest"] == 0
+
+
+def test_clip_score_by_hand():
+    images = np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
+    texts = np.array([[1.0, 0.0], [1.0, 1.0], [-5.0, 0.0]])  # cosines 1, sqrt(1/2), -1
+    assert clip_score(images, texts) == pytest.approx(2.5 * (1 + math.sqrt(0.5) + 0) / 3)
+
+
+def test_zero_shot_takes_the_nearest_direction():
+    captions = np.array([[1.0, 0.0], [0.0, 100.0], [-1.0, -1.0]])  # length must not win
+    images = np.array([[5.0, 1.0], [0.1, 1.0], [-1.0, -2.0], [3.0, 1.0]])
+    assert zero_shot_accuracy(images, captions, np.array([0, 1, 2, 1])) == 3 / 4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: frechet_distance(x, x[:, :2]), "widths"),
+        (lambda x: frechet_distance(x[:1], x), "n >= 2"),
+        (lambda x: frechet_distance(x * math.nan, x), "finite"),
+        (lambda x: frechet_floor(x, 5, 1, np.random.default_rng(0)), "against"),
+        (lambda x: frechet_floor(x, 2, 0, np.random.default_rng(0)), "shuffles"),
+        (lambda x: prompt_accuracy(x.T, x[:2].T), "wanted"),
+        (lambda x: prompt_accuracy(x[:0].T, x[:0].T), "wanted"),
+        (lambda x: clip_score(x, x[:2]), "pairs"),
+        (lambda x: clip_score(x[:0], x[:0]), "N >= 1"),
+        (lambda x: clip_score(0 * x, x), "length zero"),
+        (lambda x: zero_shot_accuracy(x, x, np.zeros(2, int)), "labels"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    x = np.random.default_rng(10).standard_normal((6, 3))
+    with pytest.raises(ValueError, match=message):
+        call(x)
