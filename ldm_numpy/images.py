@@ -23,6 +23,12 @@ def to_pil(images) -> list[Image.Image]:
     return [Image.fromarray(one) for one in pixels.astype(np.uint8)]
 
 
+def from_pil(pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Pictures of mode "L" and one size as images (N, H, W, 1) float32 in [-1, 1]."""
+    pixels = np.stack([np.asarray(picture) for picture in pictures])  # (N, H, W)
+    return pixels[..., None].astype(np.float32) / 127.5 - 1.0
+
+
 def grid(
     images,
     columns: int,

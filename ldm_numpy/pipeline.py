@@ -183,8 +183,8 @@ class TextToImage:
             padded = self.shards.forward(self.autoencoder.decode, unscaled)  # (N, 32, 32, 1)
         return to_host(images.crop_to(padded, self.config.image_size))
 
-    def encode(self, pictures) -> np.ndarray:
-        """Scaled latents (N, h, w, C), the means, of images (N, 28, 28, 1) in [-1, 1]."""
+    def encode(self, pictures):
+        """Scaled latents (N, h, w, C) on the device, the means, of images (N, 28, 28, 1)."""
         padded = to_device(images.pad_to(pictures, self.config.padded_size), self.device)
         with blas_threads(1):
             mean = self.shards.forward(lambda x: self.autoencoder.encode(x)[0], padded)
@@ -280,20 +280,22 @@ def load_network(folder: Path, config: dict, name: str, device: str = "cpu") -> 
 
 def save(
     folder: str | Path,
-    networks: Mapping[str, Module],
+    weights: Mapping[str, Mapping[str, np.ndarray]],
     configs: Mapping[str, dict],
     tokenizer: Tokenizer,
     settings: PipelineConfig,
 ) -> None:
-    """Write a model folder, weights in float16. `config.json` comes last: without it, no model."""
+    """Write a model folder: {network: {parameter: array}} in float16, and their configurations.
+
+    `config.json` comes last: a folder without it is no model.
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot create the folder {folder}: {error.strerror}") from None
-    for name, network in networks.items():
-        weights = checkpoint.half_precision(network.state_dict())
-        checkpoint.save(folder / f"{name}.safetensors", weights, {})
+    for name, arrays in weights.items():
+        checkpoint.save(folder / f"{name}.safetensors", checkpoint.half_precision(arrays), {})
     tokenizer.save(folder / "tokenizer.json")
     config = {"format_version": VERSION, "pipeline": dataclasses.asdict(settings), **configs}
     text = json.dumps(config, indent=2) + "\n"

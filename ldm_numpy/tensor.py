@@ -191,7 +191,7 @@ def _walk(y: Tensor, gy=None, wanted: set[int] | None = None):
     if gy is None:
         if y.size != 1:
             raise ValueError(f"backward: a result of shape {y.shape} needs gy of the same shape")
-        gy = 1.0
+        gy = array_module(y.data).ones_like(y.data)
     gy = array_module(y.data).asarray(raw(gy), dtype=y.dtype)
     if gy.shape != y.shape:
         raise ValueError(f"backward: gy has shape {gy.shape}, the result has {y.shape}")

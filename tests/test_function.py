@@ -199,6 +199,12 @@ def test_backward_takes_a_number_for_a_scalar():
     np.testing.assert_allclose(x.grad, 10)
 
 
+def test_grad_of_a_scalar_is_an_array():
+    x = leaf()
+    (x * 2.0).backward()
+    assert isinstance(x.grad, np.ndarray) and x.grad.shape == ()
+
+
 def test_the_cotangent_takes_the_dtype_of_the_result():
     x = Tensor(np.ones(3, np.float32), requires_grad=True)
     (x * 2.0).backward(np.ones(3))

@@ -180,9 +180,7 @@ CASES: dict[type[Function], dict[str, Case]] = {
         "last axis": Case(
             lambda a, b, c: concatenate([a, b, c], axis=-1), normal((2, 1), (2, 3), (2, 2))
         ),
-        "middle axis": Case(
-            lambda a, b: concatenate([a, b], axis=1), normal((2, 1, 4), (2, 3, 4))
-        ),
+        "middle axis": Case(lambda a, b: concatenate([a, b], axis=1), normal((2, 1, 4), (2, 3, 4))),
     },
     p.Where: {
         "": Case(lambda a, b: where(MASK, a, b), normal((3, 4), (3, 4))),
@@ -366,6 +364,23 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(operation, case, 
         result = case.function(*[x if j == i else other for j, other in enumerate(arrays)])
         np.testing.assert_array_equal(result.data, y)
         np.testing.assert_allclose(gradients(result, [x], gy)[0], expected[i], rtol=1e-12)
+
+
+SKIPPABLE = {p.Add: 2, p.Sub: 2, p.Mul: 2, p.Div: 2, p.MatMul: 2, p.Where: 2}
+SKIPPABLE |= {Linear: 3, Conv2d: 3, Attention: 3, GroupNorm: 1, LayerNorm: 1}
+
+
+@pytest.mark.parametrize("operation", SKIPPABLE, ids=lambda operation: operation.__name__)
+def test_a_gradient_nobody_wants_is_not_computed(operation, rng):
+    for name in ("", "one head", "stride 2, right and bottom"):
+        if name not in CASES[operation]:
+            continue
+        case = CASES[operation][name]
+        arrays = case.inputs(rng)
+        for i in range(SKIPPABLE[operation]):
+            y = case.function(*[Tensor(a, requires_grad=j != i) for j, a in enumerate(arrays)])
+            returned = y.op.backward(rng.standard_normal(y.shape))
+            assert [j for j, g in enumerate(returned) if g is None] == [i]
 
 
 @every_case

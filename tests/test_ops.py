@@ -525,6 +525,12 @@ def test_contrastive_loss_refuses(rng):
     x = rng.standard_normal((3, 2))
     with pytest.raises(ValueError, match=r"positives \(2, 2\) must be \(3, 3\)"):
         ops.contrastive_loss(x, x, np.array(0.0), np.eye(2, dtype=bool))
+    for column in (True, False):
+        positives = np.eye(3, dtype=bool)
+        positives[2, 2] = False
+        positives[(0, 2) if column else (2, 0)] = True  # the last row, or column, has none
+        with pytest.raises(ValueError, match="contrastive_loss: every"):
+            ops.contrastive_loss(x, x, np.array(0.0), positives)
 
 
 def test_gaussian_kl(rng):

@@ -8,19 +8,19 @@ import dataclasses
 import os
 from pathlib import Path
 
-from .. import pipeline
 from ..backend import blas_threads, tune_cpu
 from ..models import autoencoder as autoencoder_models
 from ..models import classifier as classifier_models
 from ..models import clip as clip_models
 from ..models import unet as unet_models
 from ..models.clip import CLIPTextModel
-from ..nn import Module
 from ..pipeline import PipelineConfig
+from ..text import Tokenizer
 from .autoencoder import AutoencoderStage, AutoencoderStageConfig, images_side
 from .classifier import ClassifierStage
-from .clip import CLIPStage, clip_section, train_tokenizer
+from .clip import CLIPStage, train_tokenizer
 from .dataset import Digits
+from .export import export
 from .loop import Stage, StageConfig, load_trained, run
 from .unet import UNetStage, UNetStageConfig
 
@@ -29,7 +29,7 @@ CONTEXT_LENGTH = 16  # tokens of a prompt, start and end included
 
 PERCEPTUAL = StageConfig(steps=500, sample_every=500, weight_decay=0.05)
 READER = StageConfig(steps=1200, sample_every=1200, weight_decay=0.05)
-AUTOENCODER = AutoencoderStageConfig(steps=1000)
+AUTOENCODER = AutoencoderStageConfig(steps=1200, batch_size=64)
 CLIP = StageConfig(steps=1200, learning_rate=1e-3, weight_decay=0.05, sample_every=1200)
 UNET = UNetStageConfig(steps=2400, learning_rate=1e-3, ema_decay=0.998)
 READER_SEED = 1  # added to the run's: the reader shares nothing with the perceptual classifier
@@ -88,13 +88,21 @@ class Run:
             self.device,
         )
 
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer; trained on its captions when CLIP's training begins."""
+        path = self.folder / "tokenizer.json"
+        if not (self.folder / "clip.safetensors").is_file():
+            tokenizer = train_tokenizer(self.train.captioned(), self.seed, CONTEXT_LENGTH)
+            tokenizer.save(path)
+        return Tokenizer.load(path)
+
     def clip(self) -> CLIPStage:
         return CLIPStage(
             clip_models.MNIST_TEXT,
             clip_models.MNIST_VISION,
             clip_models.MNIST_PROJECTION_DIM,
             self.config("clip", CLIP),
-            train_tokenizer(self.train.captioned(), self.seed, CONTEXT_LENGTH),
+            self.tokenizer(),
             self.train,
             self.test,
             self.seed,
@@ -158,25 +166,7 @@ class Run:
                     threads=self.threads,
                 )
         if "unet" in names:
-            self.export(self.folder / "model")
-
-    def export(self, folder: str | Path) -> None:
-        """Write the finished run as a model folder: averaged weights, in float16."""
-        stage, clip, reader = self.unet(), self.clip(), self.classifier("reader")
-        for each in (stage, clip, reader):
-            load_trained(each, self.folder)
-        networks: dict[str, Module] = {
-            "unet": stage.network,
-            "autoencoder": stage.pipeline.autoencoder,
-            "text_encoder": stage.text_encoder,
-            "clip": clip.network,
-            "reader": reader.network,
-        }
-        configs = {
-            name: clip_section(network) if name == "clip" else dataclasses.asdict(network.config)
-            for name, network in networks.items()
-        }
-        pipeline.save(folder, networks, configs, stage.tokenizer, stage.settings)
+            export(self.folder, self.folder / "model")
 
 
 def prepare_folder(folder: Path) -> None:

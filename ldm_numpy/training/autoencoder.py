@@ -25,8 +25,8 @@ class AutoencoderStageConfig(StageConfig):
     perceptual_weight: of the perceptual term against the mean squared error
     """
 
-    kl_weight: float = 5e-4
-    perceptual_weight: float = 0.05
+    kl_weight: float = 1e-3
+    perceptual_weight: float = 0.1
 
 
 class AutoencoderStage(Stage):

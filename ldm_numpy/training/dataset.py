@@ -1,5 +1,6 @@
 """What all stages train on: digits, and the attributes that their captions say."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,12 @@ class Digits:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fingerprint(self) -> str:
+        """A short name of exactly these images and labels."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.labels))
+        return digest.hexdigest()[:16]
 
     def pixels(self, index) -> np.ndarray:
         """Images as the networks see them, (N, 28, 28, 1) float32 in [-1, 1]."""

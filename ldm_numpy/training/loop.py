@@ -18,6 +18,8 @@ from ..backend import array_module, to_host
 from ..nn import Module
 from ..optim import EMA, AdamW, warmup_cosine
 from ..parallel import Shards
+from .dataset import Digits
+from .export import finished
 
 LOG_EVERY = 20  # steps between looks at the loss: each look waits for the device
 FLOOR = 0.02  # of the learning rate, as a share of its peak
@@ -58,6 +60,7 @@ class Stage:
     Attributes:
         name: of its files
         config: a StageConfig
+        train: the digits it learns from
         networks: the networks it trains, by name
         report: the names of the numbers that `gradients` returns, the first being the loss
         baselines: for some of them, the value that an answer of zero would have
@@ -65,6 +68,7 @@ class Stage:
 
     name: str
     config: StageConfig
+    train: Digits
     networks: dict[str, Module]
     report: tuple[str, ...] = ("loss",)
     baselines: dict[str, float]
@@ -81,7 +85,8 @@ class Stage:
 
     def describe(self) -> dict:
         """Everything that decides the outcome, for the checkpoint: JSON values only."""
-        return {"stage": self.name, **dataclasses.asdict(self.config)}
+        data = self.train.fingerprint()
+        return {"stage": self.name, "data": data, **dataclasses.asdict(self.config)}
 
     def measure(self) -> dict:
         """What later stages need to know (the latent scale), of the averaged weights."""
@@ -213,15 +218,7 @@ def restore(stage, optimizer, ema, path: Path, seed: int) -> int:
 
 def load_trained(stage: Stage, folder: Path) -> dict:
     """Give the networks the averaged weights of a finished training; returns what was measured."""
-    path = folder / f"{stage.name}.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no trained {stage.name} ({path.name}): train it first")
-    arrays, metadata = checkpoint.load(path)
-    steps = metadata["options"].get("steps")
-    if metadata["step"] != steps:
-        raise ValueError(
-            f"{path} is at step {metadata['step']} of {steps}: finish it first, with --resume"
-        )
+    arrays, metadata = finished(folder / f"{stage.name}.safetensors")
     load_weights(stage, arrays, "ema")
     return metadata["measured"]
 

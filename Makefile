@@ -1,0 +1,50 @@
+# Every target does its own set-up, in .venv.
+PYTHON ?= python3
+PROMPT ?= a bold seven leaning left
+RUN    ?= runs/mnist
+BIN    := .venv/bin
+
+.PHONY: train-mnist sample evaluate test test-slow lint clean
+
+train-mnist: .venv/ready .venv/gpu
+	$(BIN)/python -m ldm_numpy train all --out $(RUN) --seed 0 --resume
+
+sample: .venv/ready
+	$(BIN)/python -m ldm_numpy sample "$(PROMPT)" --out samples.png
+
+evaluate: .venv/ready
+	$(BIN)/python -m ldm_numpy evaluate
+
+test: .venv/dev lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/dev
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/dev
+	$(BIN)/python -m ruff check .
+
+.venv/ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/dev: requirements-dev.txt .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# Where an NVIDIA driver answers, CuPy of its CUDA major version; elsewhere nothing.
+.venv/gpu: requirements-gpu.txt .venv/ready
+	@cuda=$$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p'); \
+	if [ -n "$$cuda" ]; then \
+	    [ "$$cuda" -ge 13 ] && cuda=13 || cuda=12; \
+	    sed "s/cupy-cuda12x/cupy-cuda$${cuda}x/" requirements-gpu.txt > .venv/gpu.txt; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -r .venv/gpu.txt || \
+	        echo "CuPy could not be installed: training goes on without the GPU"; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,248 @@
+"""The command line: python -m ldm_numpy train | sample | evaluate | export | info."""
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+
+from . import checkpoint, evaluation, images, pipeline
+from .backend import choose_device, cpu_count, tune_cpu
+from .data import captions
+from .nn import Module
+from .training import STAGES, Run, prepare_folder
+from .training.export import export as write_model
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Mistakes of the user are one line and code 2."""
+    options = build_parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        options.command(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: --resume continues a training from its checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ldm_numpy", description="Text to image by latent diffusion, on NumPy."
+    )
+    commands = parser.add_subparsers(required=True, metavar="train|sample|evaluate|export|info")
+
+    def add(name: str, function, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=function)
+        return command
+
+    def add_device(command) -> None:
+        command.add_argument("--device", default="auto", help="auto, cpu or gpu (default auto)")
+        command.add_argument("--threads", type=int, help="CPU threads (default: all)")
+
+    model_help = "model folder or finished run (default: the shipped model)"
+
+    train = add("train", train_command, "Train the networks; ends with measured quality.")
+    train.add_argument("what", nargs="?", default="all", choices=["all", *STAGES])
+    train.add_argument("--data", help="folder with four IDX files (default: embedded MNIST)")
+    train.add_argument("--out", default="runs/mnist", help="folder of the run")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--steps", type=int, help="length of a single stage")
+    train.add_argument("--text-encoder", default="joint", choices=["joint", "frozen"])
+    train.add_argument("--resume", action="store_true", help="continue from the checkpoints")
+    add_device(train)
+
+    sample = add("sample", sample_command, "Draw pictures of prompts.")
+    sample.add_argument("prompt", nargs="+", help="what to draw; several make several rows")
+    sample.add_argument("--out", default="samples.png", help="picture to write")
+    sample.add_argument("--model", help=model_help)
+    sample.add_argument("--num-images-per-prompt", type=int, default=8)
+    sample.add_argument("--num-inference-steps", type=int)
+    sample.add_argument("--guidance-scale", type=float)
+    sample.add_argument("--negative-prompt", help="what to steer away from")
+    sample.add_argument("--sampler", help="euler, heun, dpmpp_2m or euler_ancestral")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument(
+        "--trajectory", help="PNG of the way from noise to picture; a GIF is put beside it"
+    )
+    add_device(sample)
+
+    evaluate = add("evaluate", evaluate_command, "Measure a model against prompts and data.")
+    evaluate.add_argument("--model", help=model_help)
+    evaluate.add_argument("--data", help="folder with four IDX files (default: embedded MNIST)")
+    evaluate.add_argument("--guidance-scale", type=float)
+    evaluate.add_argument(
+        "--per-combination",
+        type=int,
+        default=evaluation.PER_COMBINATION,
+        help="samples of each of the 90 combinations",
+    )
+    evaluate.add_argument(
+        "--frechet-samples", type=int, default=evaluation.FRECHET_SAMPLES, help="for the distance"
+    )
+    evaluate.add_argument("--out", help="JSON file for the numbers")
+    add_device(evaluate)
+
+    export = add("export", export_command, "Write a finished run as a model folder.")
+    export.add_argument("run", help="folder of the run")
+    export.add_argument("--out", required=True, help="folder to write")
+
+    info = add("info", info_command, "Print the networks of a model.")
+    info.add_argument("--model", help=model_help)
+    info.add_argument("--depth", type=int, default=2, help="how deep to go into them")
+    return parser
+
+
+def train_command(options) -> None:
+    if options.steps is not None and options.what == "all":
+        raise ValueError("--steps is for a single stage: name it, as in `train unet --steps 600`")
+    if options.seed < 0:
+        raise ValueError(f"--seed must not be negative, but is {options.seed}")
+    device = announce(options)
+    folder = Path(options.out)
+    prepare_folder(folder)
+    run = Run(
+        folder,
+        options.data,
+        options.seed,
+        device,
+        options.threads,
+        {} if options.steps is None else {options.what: options.steps},
+        options.text_encoder,
+    )
+    run.fit(options.what, options.resume)
+    if options.what not in ("all", "unet"):
+        print(f"{options.what} is trained; its checkpoint, log and pictures are in {folder}")
+        return
+    model = folder / "model"
+    draw_overview(pipeline.load(model, device, options.threads), folder / "samples.png")
+    metrics = evaluation.evaluate(model, options.data, device, options.threads, say=print)
+    write_json(model / "metrics.json", metrics)
+    print("\n".join(evaluation.verdict(metrics)))
+    print(f"model: {model}   pictures: {folder / 'samples.png'}")
+
+
+def sample_command(options) -> None:
+    out = writable(options.out)
+    strip = writable(options.trajectory) if options.trajectory else None
+    device = announce(options)
+    pipe = pipeline.load(options.model, device, options.threads)
+    frames = []
+
+    def remember(step: int, sigma: float, latents) -> None:
+        frames.append(pipe.trajectory(latents, sigma))
+
+    pictures = pipe(
+        options.prompt,
+        num_images_per_prompt=options.num_images_per_prompt,
+        num_inference_steps=options.num_inference_steps,
+        guidance_scale=options.guidance_scale,
+        negative_prompt=options.negative_prompt,
+        seed=options.seed,
+        sampler=options.sampler,
+        callback=remember if strip else None,
+    )
+    labels = [prompt or "(anything)" for prompt in options.prompt]
+    columns = options.num_images_per_prompt
+    images.save_png(images.grid(images.from_pil(pictures), columns, row_labels=labels), out)
+    print(f"wrote {out}")
+    if strip:
+        firsts = [frame[::columns] for frame in frames]  # one picture a prompt
+        images.save_png(images.strip(firsts, scale=2, row_labels=labels), strip)
+        animation = [images.grid(frame, columns) for frame in frames]
+        images.save_gif(animation, strip.with_suffix(".gif"))
+        print(f"wrote {strip} and {strip.with_suffix('.gif')}")
+
+
+def evaluate_command(options) -> None:
+    out = writable(options.out) if options.out else None
+    device = announce(options)
+    metrics = evaluation.evaluate(
+        options.model,
+        options.data,
+        device,
+        options.threads,
+        options.per_combination,
+        options.frechet_samples,
+        options.guidance_scale,
+        say=print,
+    )
+    print("\n".join(evaluation.verdict(metrics)))
+    if out:
+        write_json(out, metrics)
+        print(f"wrote {out}")
+
+
+def export_command(options) -> None:
+    run, out = Path(options.run), Path(options.out)
+    prepare_folder(out)
+    write_model(run, out)
+    measured = run / "model" / "metrics.json"
+    if measured.is_file():  # of the same weights: `train` measures what it exports
+        checkpoint.write_atomically(out / "metrics.json", measured.read_bytes())
+    print(f"wrote {out}")
+
+
+def info_command(options) -> None:
+    if options.depth < 0:
+        raise ValueError(f"--depth must not be negative, but is {options.depth}")
+    folder = pipeline.find_model(options.model)
+    config = pipeline.read_config(folder)
+    for name in (name for name in pipeline.BUILDERS if name in config):
+        describe(name, pipeline.load_network(folder, config, name), options.depth)
+
+
+def describe(name: str, module: Module, depth: int, indent: int = 0) -> None:
+    """Print a module, its parameters' shapes and what is inside, `depth` levels down."""
+    title = f"{'  ' * indent}{name} ({type(module).__name__})"
+    shapes = ", ".join(
+        f"{key} {'x'.join(map(str, p.shape)) or '1'}"
+        for key, p in module.named_parameters()
+        if "." not in key
+    )
+    print(f"{title:52} {module.count_parameters():>11,}   {shapes}".rstrip())
+    if depth > 0:
+        for child_name, child in module.named_children():
+            describe(child_name, child, depth - 1, indent + 1)
+
+
+def announce(options) -> str:
+    """Choose the device, say which, and get the processor ready; returns its name."""
+    if options.threads is not None and options.threads < 1:
+        raise ValueError(f"--threads must be at least 1, not {options.threads}")
+    device = choose_device(options.device)
+    threads = options.threads or cpu_count()
+    print(f"device: {device}" + (f", {threads} threads" if device == "cpu" else ""), flush=True)
+    if device == "cpu":
+        tune_cpu()
+    return device
+
+
+def draw_overview(pipe: pipeline.TextToImage, path: Path) -> None:
+    """A grid of the ten digits in nine styles."""
+    styles = [(weight, slant) for weight in range(3) for slant in range(3)]
+    prompts = [captions.caption(digit, *style) for style in styles for digit in range(10)]
+    labels = [captions.caption(0, *style).replace("zero", "...") for style in styles]
+    pictures = images.from_pil(pipe(prompts))
+    images.save_png(images.grid(pictures, 10, scale=2, row_labels=labels), path)
+
+
+def writable(path: str) -> Path:
+    """`path`, once its folder is known to take files; ValueError otherwise."""
+    result = Path(path)
+    if result.is_dir():
+        raise ValueError(f"{result} is a folder: name a file in it")
+    prepare_folder(result.parent)
+    return result
+
+
+def write_json(path: Path, values: dict) -> None:
+    checkpoint.write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The command line: what it writes, and that every mistake is one line and exit code 2."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_numpy import backend, pipeline
+from ldm_numpy.__main__ import describe, main
+from ldm_numpy.models.clip import MNIST_TEXT, CLIPTextModel
+
+
+def test_sample_writes_a_grid_of_the_prompts(tmp_path, capsys):
+    out = tmp_path / "new" / "samples.png"
+    code = main(
+        ["sample", "a thin 3", "seven", "--out", str(out), "--num-images-per-prompt", "3"]
+        + "--num-inference-steps 4 --device cpu --seed 5".split()
+    )
+    assert code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("device: cpu") and str(out) in printed
+    with Image.open(out) as picture:
+        assert picture.mode == "L"
+        assert picture.width > 3 * 28 and picture.height > 2 * 28
+        assert np.asarray(picture).std() > 10
+
+
+def test_trajectory_writes_a_strip_and_an_animation(tmp_path):
+    strip = tmp_path / "strip.png"
+    arguments = ["sample", "an upright eight", "--out", str(tmp_path / "s.png")]
+    arguments += ["--num-images-per-prompt", "2", "--num-inference-steps", "5"]
+    assert main([*arguments, "--trajectory", str(strip), "--device", "cpu"]) == 0
+    with Image.open(strip) as picture:
+        assert picture.width > 5 * 28
+    with Image.open(strip.with_suffix(".gif")) as animation:
+        assert animation.n_frames == 5
+
+
+def test_sample_is_reproducible_and_seeds_differ(tmp_path):
+    def draw(name, seed):
+        out = tmp_path / name
+        base = ["sample", "a bold 2", "--num-images-per-prompt", "1", "--num-inference-steps", "3"]
+        assert main([*base, "--out", str(out), "--seed", str(seed), "--device", "cpu"]) == 0
+        return out.read_bytes()
+
+    first = draw("a.png", 1)
+    assert first == draw("b.png", 1)
+    assert first != draw("c.png", 2)
+
+
+def test_python_runs_the_package():
+    result = subprocess.run(
+        [sys.executable, "-m", "ldm_numpy", "sample", "x", "--device", "tpu"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and "unknown device 'tpu'" in result.stderr
+
+
+def test_info_prints_every_network_by_depth(capsys):
+    assert main(["info", "--depth", "1"]) == 0
+    shallow = capsys.readouterr().out
+    assert main(["info", "--depth", "3"]) == 0
+    deep = capsys.readouterr().out
+    for name in pipeline.BUILDERS:
+        assert f"{name} (" in shallow
+    assert "down_blocks (" in shallow and "resnets" not in shallow
+    assert "resnets (" in deep and len(deep) > 3 * len(shallow)
+
+
+def test_info_counts_parameters_and_shows_shapes(capsys):
+    model = CLIPTextModel(MNIST_TEXT)
+    describe("text", model, 2)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{model.count_parameters():,}" in lines[0]
+    table = next(line for line in lines if "token_embedding" in line)
+    assert f"weight {MNIST_TEXT.vocab_size}x{MNIST_TEXT.hidden_size}" in table
+
+
+def test_an_over_long_prompt_is_cut_with_a_warning(tmp_path, capsys):
+    out = tmp_path / "s.png"
+    prompt = "a bold seven " * 20
+    arguments = ["sample", prompt, "--out", str(out), "--num-images-per-prompt", "1"]
+    assert main([*arguments, "--num-inference-steps", "2", "--device", "cpu"]) == 0
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: ") and "seven" in warning
+
+
+def below_a_file(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("in the way")
+    return str(blocker / "inside")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sample", "3", "--device", "tpu"], ["unknown device 'tpu'", "auto"]),
+        (["sample", "3", "--num-inference-steps", "0"], ["num_inference_steps", "0"]),
+        (["sample", "3", "--num-inference-steps", "-4"], ["num_inference_steps", "-4"]),
+        (["sample", "3", "--num-images-per-prompt", "0"], ["num_images_per_prompt", "0"]),
+        (["sample", "3", "--guidance-scale", "nan"], ["guidance_scale", "nan"]),
+        (["sample", "3", "--sampler", "magic"], ["magic", "dpmpp_2m"]),
+        (["sample", "3", "--seed", "-1"], ["seed", "-1"]),
+        (["sample", "3", "--threads", "0"], ["threads", "0"]),
+        (["sample", "3", "--model", "no/such/model"], ["no/such/model", "does not exist"]),
+        (["evaluate", "--model", "no/such/model"], ["no/such/model", "does not exist"]),
+        (["evaluate", "--per-combination", "0"], ["per_combination"]),
+        (["info", "--depth", "-1"], ["depth", "-1"]),
+        (["export", "no/such/run", "--out", "OUT"], ["no/such/run"]),
+        (["train", "--steps", "5"], ["--steps", "single stage"]),
+        (["train", "unet", "--steps", "0"], ["steps", "0"]),
+        (["train", "--seed", "-3"], ["seed", "-3"]),
+        (["train", "--data", "no/such/data"], ["no/such/data", "does not exist"]),
+        (["train", "unet"], ["autoencoder", "train it first"]),
+        (["train", "clip", "--out", "BELOW"], ["cannot write", "BELOW"]),
+        (["sample", "3", "--out", "BELOW/samples.png"], ["cannot write", "BELOW"]),
+        (["sample", "3", "--trajectory", "BELOW/s.png"], ["cannot write", "BELOW"]),
+        (["export", "no/such/run", "--out", "BELOW"], ["cannot write", "BELOW"]),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    places = {"BELOW": below_a_file(tmp_path), "OUT": str(tmp_path / "out")}
+    for mark, place in places.items():
+        arguments = [a.replace(mark, place) for a in arguments]
+        words = [w.replace(mark, place) for w in words]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    for word in words:
+        assert word in error
+
+
+def test_a_gpu_that_is_not_there(capsys, monkeypatch):
+    monkeypatch.setattr(backend, "_cupy", lambda: None)
+    assert main(["sample", "3", "--device", "gpu"]) == 2
+    error = capsys.readouterr().err
+    assert "CuPy is not installed" in error and "requirements-gpu.txt" in error
+
+
+def test_unknown_commands_and_options_exit_with_2(capsys):
+    for arguments in (["paint"], [], ["train", "everything"], ["sample"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+
+
+
+
+def test_evaluate_measures_and_writes_its_numbers(tmp_path, capsys):
+    out = tmp_path / "metrics.json"
+    arguments = ["evaluate", "--per-combination", "1", "--frechet-samples", "64"]
+    assert main([*arguments, "--out", str(out), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    metrics = json.loads(out.read_text())
+    assert metrics["autoencoder_digit"] > 0.98 and metrics["sample_digit"] > 0.9
+    assert "digit as asked" in printed and "held-out" in printed
+
+
+def test_interrupting_exits_with_130(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "load", interrupted)
+    assert main(["sample", "3", "--device", "cpu", "--out", str(tmp_path / "s.png")]) == 130
+    assert "--resume" in capsys.readouterr().err
