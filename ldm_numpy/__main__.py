@@ -17,9 +17,11 @@ from .training.export import export as write_model
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Mistakes of the user are one line and code 2."""
     options = build_parser().parse_args(arguments)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        options.command(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            options.command(options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

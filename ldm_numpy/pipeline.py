@@ -51,7 +51,7 @@ class PipelineConfig:
     latent_scale: float = 1.0
     sigma_data: float = 1.0
     sigma_min: float = 0.02
-    sigma_max: float = 80.0
+    sigma_max: float = 40.0
     sampler: str = "dpmpp_2m"
     num_inference_steps: int = 20
     guidance_scale: float = 2.0
@@ -164,7 +164,7 @@ class TextToImage:
                 to_device(noise, self.device) * sigmas[0],
                 sigmas,
                 cond,
-                rng=generator(seed, "sample", name),
+                rng=StepNoise(seed),
                 callback=callback,
             )
 
@@ -203,6 +203,22 @@ class TextToImage:
         return self.shards.forward(self.unet, x.data, timestep, cond)
 
 
+class StepNoise:
+    """The noise that a sampler adds on its way, in place of a generator.
+
+    A generator's numbers for one picture would depend on how many are drawn beside it. Here every
+    step has its own generator, and row i its i-th numbers.
+    """
+
+    def __init__(self, seed: int):
+        self.seed, self.step = seed, 0
+
+    def standard_normal(self, shape) -> np.ndarray:
+        self.step += 1
+        rng = generator(self.seed, "sample", "step", self.step)
+        return rng.standard_normal(shape, np.float32)
+
+
 # Model folders -----------------------------------------------------------------------------
 
 BUILDERS: dict[str, Callable[[dict], Module]] = {
@@ -230,13 +246,19 @@ def load(
     names = ("unet", "autoencoder", "text_encoder")
     unet, autoencoder, text_encoder = (load_network(folder, config, n, device) for n in names)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    vocabulary = text_encoder.config.vocab_size
-    if tokenizer.vocab_size != vocabulary:
-        raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, "
-            f"the text encoder {vocabulary}"
-        )
-    settings = _build(folder, lambda c: PipelineConfig(**c), config.get("pipeline", {}))
+    text = text_encoder.config
+    for what, ours, theirs in (
+        ("a vocabulary", tokenizer.vocab_size, text.vocab_size),
+        ("a context length", tokenizer.context_length, text.max_position_embeddings),
+        ("an end token", tokenizer.end_token, text.eos_token_id),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"{folder}: the tokenizer has {what} of {ours}, the text encoder of {theirs}"
+            )
+    if "pipeline" not in config:
+        raise ValueError(f"{folder / 'config.json'} does not say how to join the networks")
+    settings = _build(folder, lambda c: PipelineConfig(**c), config["pipeline"])
     return TextToImage(unet, autoencoder, text_encoder, tokenizer, settings, device, threads)
 
 
@@ -305,5 +327,5 @@ def save(
 def _build(folder: Path, build: Callable, section: dict):
     try:
         return build(section)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{folder / 'config.json'} does not fit this program: {error}") from None

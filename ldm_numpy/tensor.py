@@ -75,8 +75,10 @@ class Tensor:
     def backward(self, gy=None) -> None:
         """Add d<gy, self>/dx to the `.grad` of every leaf x; `gy` defaults to 1 for a scalar."""
         for leaf, g in _walk(self, gy):
-            # A copy: several gradients may be views of one array.
-            leaf.grad = array_module(g).array(g) if leaf.grad is None else leaf.grad + g
+            if leaf.grad is None:
+                leaf.grad = array_module(g).array(g)  # a copy: g may be a view of another
+            else:
+                leaf.grad += g  # in place: an optimizer may hold the buffer
 
     # Operators -----------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ def test_sample_writes_a_grid_of_the_prompts(tmp_path, capsys):
     out = tmp_path / "new" / "samples.png"
     code = main(
         ["sample", "a thin 3", "seven", "--out", str(out), "--num-images-per-prompt", "3"]
-        + "--num-inference-steps 4 --device cpu --seed 5".split()
+        + ["--num-inference-steps", "4", "--device", "cpu"]
     )
     assert code == 0
     printed = capsys.readouterr().out

@@ -19,6 +19,7 @@ class ClassifierConfig:
         block_out_channels: one level each, at half the resolution of the one before
         layers_per_block: blocks a level after the convolution that enters it
         residual: whether those blocks are ResBlocks; plain convolutions otherwise
+        pool: side of the squares whose mean the head sees
         embedding_dim: width of the last layer but one
 
     Raises ValueError for combinations that no network can have.
@@ -31,6 +32,7 @@ class ClassifierConfig:
     block_out_channels: tuple[int, ...] = (32, 64)
     layers_per_block: int = 1
     residual: bool = True
+    pool: int = 1
     embedding_dim: int = 64
     norm_num_groups: int = 8
 
@@ -50,10 +52,20 @@ class ClassifierConfig:
                 f"ClassifierConfig: images of {self.image_size} pixels cannot be halved as often "
                 "as block_out_channels and patch_size ask"
             )
+        if self.last_side % self.pool:
+            raise ValueError(
+                f"ClassifierConfig: pool {self.pool} does not divide the last feature map, "
+                f"{self.last_side} pixels wide"
+            )
+
+    @property
+    def last_side(self) -> int:
+        """Side of the last feature map."""
+        return self.image_size // (self.patch_size * 2 ** (len(self.block_out_channels) - 1))
 
 
-PERCEPTUAL = ClassifierConfig(block_out_channels=(24, 48), residual=False)
-READER = ClassifierConfig(block_out_channels=(32, 64), residual=True, embedding_dim=128)
+PERCEPTUAL = ClassifierConfig(block_out_channels=(32, 64), residual=False)
+READER = ClassifierConfig(block_out_channels=(32, 64), residual=True, pool=7, embedding_dim=128)
 
 
 class ConvBlock(Module):
@@ -87,7 +99,8 @@ class Classifier(Module):
             levels.append(ModuleList(blocks))
             channels = width
         self.levels = ModuleList(levels)
-        self.embedding = Linear(channels, config.embedding_dim)
+        squares = (config.last_side // config.pool) ** 2
+        self.embedding = Linear(channels * squares, config.embedding_dim)
         self.head = Linear(config.embedding_dim, config.num_classes)
         if seed is not None:
             self.initialise(seed)
@@ -113,8 +126,8 @@ class Classifier(Module):
 
     def embed(self, images) -> Tensor:
         """The last layer but one (N, embedding_dim): a space in which digits can be compared."""
-        x = self.features(images)[-1]  # (N, H, W, C)
-        return ops.silu(self.embedding(x.mean(axis=(1, 2))))  # (N, C) -> (N, D)
+        x = ops.average_pool(self.features(images)[-1], self.config.pool)  # (N, h, w, C)
+        return ops.silu(self.embedding(x.reshape(len(x), -1)))  # (N, h w C) -> (N, D)
 
     def forward(self, images) -> Tensor:
         return self.head(self.embed(images))

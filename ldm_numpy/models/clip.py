@@ -80,8 +80,8 @@ SD15_TEXT = CLIPTextConfig()
 # The tokenizer's vocabulary decides vocab_size and eos_token_id (dataclasses.replace).
 MNIST_TEXT = CLIPTextConfig(
     vocab_size=512,
-    hidden_size=96,
-    intermediate_size=384,
+    hidden_size=64,
+    intermediate_size=256,
     num_hidden_layers=2,
     num_attention_heads=4,
     max_position_embeddings=16,
@@ -90,10 +90,10 @@ MNIST_TEXT = CLIPTextConfig(
 MNIST_VISION = CLIPVisionConfig(
     hidden_size=64,
     intermediate_size=256,
-    num_hidden_layers=3,
+    num_hidden_layers=4,
     num_attention_heads=4,
     image_size=28,
-    patch_size=4,
+    patch_size=7,
     num_channels=1,
 )
 MNIST_PROJECTION_DIM = 64

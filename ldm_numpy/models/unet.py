@@ -72,7 +72,7 @@ MNIST = UNetConfig(
     attention_levels=(True, True),
     layers_per_block=1,
     attention_head_dim=4,
-    cross_attention_dim=96,
+    cross_attention_dim=64,
     norm_num_groups=16,
 )
 

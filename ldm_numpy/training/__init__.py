@@ -16,7 +16,7 @@ from ..models import unet as unet_models
 from ..models.clip import CLIPTextModel
 from ..pipeline import PipelineConfig
 from ..text import Tokenizer
-from .autoencoder import AutoencoderStage, AutoencoderStageConfig, images_side
+from .autoencoder import AutoencoderStage, AutoencoderStageConfig, downsampling
 from .classifier import ClassifierStage
 from .clip import CLIPStage, train_tokenizer
 from .dataset import Digits
@@ -30,8 +30,15 @@ CONTEXT_LENGTH = 16  # tokens of a prompt, start and end included
 PERCEPTUAL = StageConfig(steps=500, sample_every=500, weight_decay=0.05)
 READER = StageConfig(steps=1200, sample_every=1200, weight_decay=0.05)
 AUTOENCODER = AutoencoderStageConfig(steps=1200, batch_size=64)
-CLIP = StageConfig(steps=1200, learning_rate=1e-3, weight_decay=0.05, sample_every=1200)
-UNET = UNetStageConfig(steps=2400, learning_rate=1e-3, ema_decay=0.998)
+CLIP = StageConfig(steps=1500, batch_size=256, weight_decay=0.05, sample_every=1500)
+UNET = UNetStageConfig(
+    steps=5000,
+    batch_size=64,
+    learning_rate=1.5e-3,
+    ema_decay=0.998,
+    checkpoint_every=500,
+    sample_every=1000,
+)
 READER_SEED = 1  # added to the run's: the reader shares nothing with the perceptual classifier
 
 
@@ -119,7 +126,8 @@ class Run:
             unet_models.MNIST,
             self.config("unet", self.unet_config),
             PipelineConfig(
-                padded_size=images_side(autoencoder.network.config),
+                padded_size=autoencoder.padded_size,
+                latent_size=autoencoder.padded_size // downsampling(autoencoder.network.config),
                 latent_scale=measured["latent_scale"],
             ),
             autoencoder.network,

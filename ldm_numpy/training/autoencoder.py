@@ -112,12 +112,11 @@ class AutoencoderStage(Stage):
         return {"latent_scale": 1 / np.sqrt(second_moment - float(mean.mean()) ** 2)}
 
     def draw(self, path: Path) -> None:
-        """Test digits in the upper rows of each pair, what is decoded from them in the lower."""
+        """Test digits in the upper row, what is decoded from their latents in the lower."""
         shards = Shards(self.config.shard_size if self.device == "cpu" else None)
-        pixels = self.test.pixels(slice(0, 32))
+        pixels = self.test.pixels(slice(0, 16))
         decoded = reconstruct(self.network, pixels, self.padded_size, shards, self.device)
-        pairs = np.stack([pixels.reshape(2, 16, 28, 28, 1), decoded.reshape(2, 16, 28, 28, 1)], 1)
-        images.save_png(images.grid(pairs.reshape(64, 28, 28, 1), 16, scale=2), path)
+        images.save_png(images.grid(np.concatenate([pixels, decoded]), len(pixels), 2), path)
 
 
 def downsampling(config: AutoencoderConfig) -> int:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from .. import images, ops
-from ..backend import to_device, to_host
+from ..backend import generator, to_device, to_host
 from ..data import captions, mnist
 from ..models.clip import CLIP, CLIPTextConfig, CLIPVisionConfig
 from ..parallel import Shards
 from ..text import Tokenizer
-from .dataset import Digits
+from .dataset import Digits, shifted
 from .loop import Stage, StageConfig
 
 VOCABULARY = 640  # tokens at most: 512 for the bytes, merges enough for every caption's words
@@ -68,7 +68,8 @@ class CLIPStage(Stage):
         _, which = np.unique(texts, return_inverse=True)
         positives = which[:, None] == which[None, :]  # (N, N)
         ids = self.tokenizer(texts)  # (N, T)
-        pixels = to_device(self.train.pixels(index), self.device)
+        moved = shifted(self.train.pixels(index), generator(self.seed, self.name, step, "shift"))
+        pixels = to_device(moved, self.device)
 
         def towers(rows):
             return [self.network.encode_image(pixels[rows]), self.network.encode_text(ids[rows])]

@@ -7,6 +7,7 @@ resumed ends with the same bits as one that was not.
 
 import csv
 import dataclasses
+import json
 import time
 from pathlib import Path
 
@@ -84,7 +85,7 @@ class Stage:
         """Save a picture of what the networks (with averaged weights) can do."""
 
     def describe(self) -> dict:
-        """Everything that decides the outcome, for the checkpoint: JSON values only."""
+        """Everything that decides the outcome, for the checkpoint: what JSON can hold."""
         data = self.train.fingerprint()
         return {"stage": self.name, "data": data, **dataclasses.asdict(self.config)}
 
@@ -142,8 +143,8 @@ def run(
                 bar.set_postfix_str(", ".join(describe_numbers(stage, numbers)))
             bar.update()
             if saving:
+                log.flush()  # first: rows beyond the checkpoint are dropped, missing ones are lost
                 save_checkpoint(stage, optimizer, ema, path, seed, done)
-                log.flush()
             if done % config.sample_every == 0 or last:
                 with ema.applied():
                     stage.draw(folder / f"{stage.name}_{done:06d}.png")
@@ -195,7 +196,8 @@ def load_weights(stage: Stage, arrays: dict[str, np.ndarray], prefix: str) -> No
 def restore(stage, optimizer, ema, path: Path, seed: int) -> int:
     """Go back to a checkpoint; returns its step. ValueError, naming it, for another option."""
     arrays, metadata = checkpoint.load(path)
-    asked, made = stage.describe() | {"seed": seed}, metadata["options"]
+    asked = json.loads(json.dumps(stage.describe() | {"seed": seed}))  # tuples become lists
+    made = metadata["options"]
     different = [
         f"{key} was {made.get(key)!r} and is now {asked.get(key)!r}"
         for key in sorted(asked.keys() | made.keys())
@@ -261,7 +263,8 @@ class Log:
             self.seconds = float(self.rows[-1][-1]) if self.rows else 0.0
 
     def add(self, step: int, numbers: list[float], learning_rate: float) -> None:
-        zeros = [b for name in self.stage.report if (b := self.stage.baselines.get(name))]
+        baselines = self.stage.baselines
+        zeros = [baselines[name] for name in self.stage.report if name in baselines]
         seconds = self.seconds + time.perf_counter() - self.began
         *values, norm = [f"{v:.6g}" for v in numbers]
         self.rows.append(

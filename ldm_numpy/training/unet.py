@@ -30,7 +30,7 @@ class UNetStageConfig(StageConfig):
     text_encoder: "frozen" as CLIP left it, or "joint": trained along from there
     """
 
-    P_mean: float = -0.6
+    P_mean: float = -0.4
     P_std: float = 1.2
     drop_condition: float = 0.1
     text_encoder: str = "joint"

@@ -1,0 +1,83 @@
+"""The verdict: bands, causes; and what the evaluation asks for."""
+
+import numpy as np
+import pytest
+
+from ldm_numpy import evaluation
+from ldm_numpy.data import captions
+from ldm_numpy.evaluation import BANDS, combination_prompts, verdict
+
+GOOD = {
+    "reader_accuracy": 0.993,
+    "autoencoder_digit": 0.99,
+    "autoencoder_slant": 0.98,
+    "autoencoder_stroke": 0.91,
+    "autoencoder_mse": 0.006,
+    "clip_zero_shot": 0.975,
+    "sample_ink": 1.02,
+    "sample_digit": 0.995,
+    "sample_slant": 0.96,
+    "sample_stroke": 0.92,
+    "sample_all": 0.89,
+    "frechet_ratio": 3.9,
+    "sample_held_out": 0.85,
+    "sample_rest": 0.90,
+    "clip_score": 1.1,
+}
+
+
+def test_a_good_model_has_nothing_out_of_band():
+    lines = verdict(GOOD)
+    assert len(lines) == len(BANDS) + 2
+    assert not [line for line in lines if line.startswith("OUT")]
+
+
+@pytest.mark.parametrize("band", BANDS, ids=lambda band: band.name)
+def test_every_band_has_an_inside_and_an_outside(band):
+    outside = band.low - 0.01 if np.isfinite(band.low) else band.high * 1.5
+    lines = verdict(GOOD | {band.name: outside})
+    (out,) = (line for line in lines if line.startswith("OUT"))
+    assert band.meaning in out and len(out.split(": ", 1)[1]) > 20  # a cause in a sentence
+    edge = band.low if np.isfinite(band.low) else band.high
+    assert band.holds(GOOD | {band.name: edge})
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"sample_ink": 0.05, "sample_digit": 0.1}, "black"),
+        ({"sample_ink": 4.0, "sample_digit": 0.1}, "noise"),
+        ({"sample_digit": 0.12}, "condition is ignored"),
+        ({"sample_digit": 0.95}, "guidance_scale"),
+        ({"frechet_ratio": 9.0}, "guidance"),
+        ({"sample_ink": 1.5}, "strokes"),
+        ({"autoencoder_mse": 0.05}, "KL weight"),
+        ({"frechet_ratio": float("nan")}, "not a number"),
+    ],
+)
+def test_causes_are_told_from_the_other_numbers(changes, word):
+    lines = [line for line in verdict(GOOD | changes) if line.startswith("OUT")]
+    assert any(word in line for line in lines)
+
+
+def test_held_out_combinations_are_measured_against_the_rest():
+    fine = [line for line in verdict(GOOD | {"sample_held_out": 0.81}) if "held-out" in line]
+    poor = [line for line in verdict(GOOD | {"sample_held_out": 0.79}) if "held-out" in line]
+    assert fine[0].startswith("ok") and poor[0].startswith("OUT")
+
+
+def test_prompts_cover_all_combinations_in_words_and_numerals():
+    prompts, (digits, weights, slants) = combination_prompts(4)
+    assert len(prompts) == 360 == len(digits) == len(weights) == len(slants)
+    for prompt, *wanted in zip(prompts, digits, weights, slants):
+        assert captions.parse(prompt) == tuple(wanted)
+    numerals = sum(any(c.isdigit() for c in prompt) for prompt in prompts)
+    assert numerals == 180
+    assert len(set(zip(digits, weights, slants))) == 90
+
+
+def test_counts_are_checked_before_any_work():
+    with pytest.raises(ValueError, match="per_combination"):
+        evaluation.evaluate(per_combination=0)
+    with pytest.raises(ValueError, match="frechet_samples"):
+        evaluation.evaluate(frechet_samples=1)

@@ -1,0 +1,193 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from ldm_numpy.nn import Linear, Module, Parameter
+from ldm_numpy.optim import EMA, AdamW, warmup_cosine
+
+
+class Net(Module):
+    """A vector before a matrix, a scalar, a kernel: the optimizer must sort them."""
+
+    def __init__(self, seed=0):
+        self.shift = Parameter((3,))
+        self.linear = Linear(3, 2)
+        self.scale = Parameter(())
+        self.kernel = Parameter((2, 2, 1, 3))
+        rng = np.random.default_rng(seed)
+        for p in self.parameters():
+            p.data = rng.normal(size=p.shape)
+
+
+def set_gradients(net, rng, size=1.0):
+    """Random gradients, written in place; returns copies."""
+    for p in net.parameters():
+        p.grad[...] = size * rng.normal(size=p.shape)
+    return [p.grad.copy() for p in net.parameters()]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_is_the_papers_loop(rng, decay):
+    """Loshchilov and Hutter 2019, algorithm 2, a parameter at a time, for six steps."""
+    net, (b1, b2), eps = Net(), (0.8, 0.95), 1e-3  # an eps large enough to be seen
+    weights = [p.data.copy() for p in net.parameters()]
+    m, v = [0.0] * len(weights), [0.0] * len(weights)
+    optimizer = AdamW(net.parameters(), betas=(b1, b2), eps=eps, weight_decay=decay)
+    for t in range(1, 7):
+        lr = 0.1 / t
+        for i, g in enumerate(set_gradients(net, rng)):
+            m[i] = b1 * m[i] + (1 - b1) * g
+            v[i] = b2 * v[i] + (1 - b2) * g**2
+            m_hat, v_hat = m[i] / (1 - b1**t), v[i] / (1 - b2**t)
+            own_decay = decay if weights[i].ndim >= 2 else 0.0
+            update = m_hat / (np.sqrt(v_hat) + eps) + own_decay * weights[i]
+            weights[i] = weights[i] - lr * update
+        optimizer.step(lr)
+        for p, expected in zip(net.parameters(), weights):
+            np.testing.assert_allclose(p.data, expected, rtol=1e-12, atol=1e-14)
+    assert optimizer.step_count == 6
+
+
+def test_a_step_leaves_the_gradient_alone(rng):
+    net = Net()
+    optimizer = AdamW(net.parameters())
+    gradients = set_gradients(net, rng)
+    optimizer.step(0.1)
+    for p, g in zip(net.parameters(), gradients):
+        np.testing.assert_array_equal(p.grad, g)
+    optimizer.zero_grad()
+    assert not any(p.grad.any() for p in net.parameters())
+
+
+def test_parameters_and_gradients_are_views_into_flat_buffers(rng):
+    net, other = Net(0), Net(1)
+    before = net.state_dict()
+    optimizer = AdamW(net.parameters())
+    for p in net.parameters():
+        assert np.shares_memory(p.data, optimizer.weights)
+        assert np.shares_memory(p.grad, optimizer.gradient)
+    for name, array in net.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    assert optimizer.weights.size == net.count_parameters() == 3 + 6 + 2 + 1 + 12
+
+    net.load_state_dict(other.state_dict())  # copies into the buffer
+    sums = sum(float(p.data.sum()) for p in other.parameters())
+    assert optimizer.weights.sum() == pytest.approx(sums, rel=1e-12)
+    optimizer.weights.fill(7)
+    assert all((p.data == 7).all() for p in net.parameters())
+
+
+def test_the_type_of_the_weights_is_kept():
+    net = Linear(3, 2)  # float32
+    optimizer = AdamW(net.parameters(), weight_decay=0.1)
+    average = EMA(optimizer, 0.9)
+    optimizer.gradient.fill(1)
+    optimizer.clip_gradient(0.5)
+    optimizer.step(1e-3)
+    average.update()
+    for array in (optimizer.weights, optimizer.gradient, optimizer.m, optimizer.v, average.average):
+        assert array.dtype == np.float32
+    assert net.weight.dtype == np.float32
+
+
+def test_clip_gradient(rng):
+    net = Net()
+    optimizer = AdamW(net.parameters())
+    gradients = set_gradients(net, rng)
+    norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
+
+    assert optimizer.clip_gradient(2 * norm) == pytest.approx(norm)  # small enough: untouched
+    for p, g in zip(net.parameters(), gradients):
+        np.testing.assert_array_equal(p.grad, g)
+    assert optimizer.clip_gradient(norm / 4) == pytest.approx(norm)  # the norm before
+    for p, g in zip(net.parameters(), gradients):
+        np.testing.assert_allclose(p.grad, g / 4, rtol=1e-5)
+    optimizer.zero_grad()
+    assert optimizer.clip_gradient(1.0) == 0 and not optimizer.gradient.any()
+
+
+def test_ema_warms_up(rng):
+    """By a loop: d_t = min(decay, (1 + t) / (10 + t)), t = 1, 2, ... updates."""
+    net = Net()
+    optimizer = AdamW(net.parameters())
+    average = EMA(optimizer, 0.35)
+    expected = optimizer.weights.copy()
+    decays = []
+    for t in range(1, 9):
+        set_gradients(net, rng)
+        optimizer.step(0.3)
+        average.update()
+        decays.append(min(0.35, (1 + t) / (10 + t)))
+        expected = decays[-1] * expected + (1 - decays[-1]) * optimizer.weights
+        np.testing.assert_allclose(average.average, expected, rtol=1e-12)
+    assert decays[0] == 2 / 11 and decays[-1] == 0.35  # both sides of the minimum were met
+
+
+def test_ema_applied_restores_even_after_an_exception(rng):
+    net = Net()
+    optimizer = AdamW(net.parameters())
+    average = EMA(optimizer, 0.9)
+    set_gradients(net, rng)
+    optimizer.step(0.3)
+    average.update()
+    trained, averaged = optimizer.weights.copy(), average.average.copy()
+    assert not np.allclose(trained, averaged)
+    with average.applied():
+        np.testing.assert_array_equal(optimizer.weights, averaged)
+        assert np.shares_memory(net.shift.data, optimizer.weights)  # the networks see it
+    np.testing.assert_array_equal(optimizer.weights, trained)
+    with pytest.raises(KeyboardInterrupt), average.applied():
+        raise KeyboardInterrupt
+    np.testing.assert_array_equal(optimizer.weights, trained)
+    np.testing.assert_array_equal(average.average, averaged)
+
+
+def test_state_round_trip(rng):
+    """Two steps, saved and loaded into a fresh optimizer, two more: as four without a break."""
+    gradients = rng.normal(size=(4, Net().count_parameters()))
+
+    def steps(optimizer, rows):
+        for g in rows:
+            optimizer.gradient[...] = g
+            optimizer.step(0.1)
+
+    whole = AdamW(Net().parameters(), weight_decay=0.1)
+    steps(whole, gradients)
+    net, again = Net(), Net(1)
+    first = AdamW(net.parameters(), weight_decay=0.1)
+    steps(first, gradients[:2])
+    second = AdamW(again.parameters(), weight_decay=0.1)
+    again.load_state_dict(net.state_dict())
+    second.load_state_dict(first.state_dict())
+    assert not np.shares_memory(second.m, first.m) and not np.shares_memory(second.v, first.v)
+    steps(second, gradients[2:])
+    np.testing.assert_array_equal(second.weights, whole.weights)
+    assert second.step_count == 4
+
+
+def test_warmup_cosine():
+    factors = [warmup_cosine(step, 14, 4, 0.02) for step in range(15)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1.0  # the cosine's top
+    assert factors[9] == pytest.approx(0.51)  # half way: the middle of 1 and 0.02
+    assert factors[14] == pytest.approx(0.02)
+    assert warmup_cosine(10_000, 14, 4, 0.02) == pytest.approx(0.02)  # and stays there
+    assert warmup_cosine(7, 10, 4) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+    assert all(high >= low for high, low in pairwise(factors[3:]))
+    assert warmup_cosine(0, 1, 0) == 1 and warmup_cosine(0, 1, 1) == 1
+    assert warmup_cosine(3, 3, 3) == 1  # nothing but warm-up: no division by zero
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="no parameters"):
+        AdamW([])
+    optimizer = AdamW(Net().parameters())
+    for decay in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"decay .* must be in \[0, 1\)"):
+            EMA(optimizer, decay)
+    state, before = optimizer.state_dict(), optimizer.m.copy()
+    with pytest.raises(ValueError, match="'v' has 3 numbers, the networks have 24"):
+        optimizer.load_state_dict(state | {"m": before + 1, "v": np.zeros(3)})
+    np.testing.assert_array_equal(optimizer.m, before)  # refused before anything was changed

@@ -1,0 +1,650 @@
+"""The three stages on a few hundred digits: what a training must keep, whatever it learns."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from ldm_numpy import backend, checkpoint, pipeline, training
+from ldm_numpy.data import captions, mnist
+from ldm_numpy.parallel import Shards
+from ldm_numpy.tensor import Tensor
+from ldm_numpy.training import loop
+from ldm_numpy.training.dataset import shifted
+from ldm_numpy.training.loop import StageConfig, load_trained, run
+from ldm_numpy.training.unet import UNetStage
+
+from . import tiny
+from .tiny import KINDS
+
+
+class Killed(BaseException):
+    """What no `except Exception` catches, as with a real kill."""
+
+
+@pytest.fixture(autouse=True)
+def _no_loss_curves(monkeypatch):
+    """Importing matplotlib would take longer than all trainings here."""
+    monkeypatch.setattr(loop.Log, "plot", lambda self: None)
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """kind -> the folder and the stage of a training to the end, on one thread."""
+    done = {}
+
+    def train(kind):
+        if kind not in done:
+            folder = tmp_path_factory.mktemp(kind)
+            stage = tiny.stage(kind)
+            run(stage, folder, 0, threads=1)
+            done[kind] = folder, stage
+        return done[kind]
+
+    return train
+
+
+def file(folder, kind, suffix="safetensors"):
+    return folder / f"{kind.partition('-')[0]}.{suffix}"
+
+
+def rows(folder, kind):
+    """The log without the seconds, its last column."""
+    with open(file(folder, kind, "csv"), newline="") as lines:
+        return [row[:-1] for row in csv.reader(lines)]
+
+
+# The same bits -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_gives_the_same_bits_on_any_number_of_threads(kind, undisturbed, tmp_path):
+    """The checkpoint holds weights, averages and moments: equal files, equal everything."""
+    expected = file(undisturbed(kind)[0], kind).read_bytes()
+    for threads in (2, 3):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        run(tiny.stage(kind, threads=threads), folder, 0, threads=threads)
+        assert file(folder, kind).read_bytes() == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_trained(kind, undisturbed):
+    stage, start = undisturbed(kind)[1], tiny.stage(kind)
+    for name, network in stage.networks.items():
+        before = start.networks[name].state_dict()
+        assert not [k for k, array in network.state_dict().items() if (array == before[k]).all()]
+
+
+def test_another_seed_another_training(undisturbed, tmp_path):
+    arrays, _ = checkpoint.load(file(undisturbed("classifier")[0], "classifier"))
+    run(tiny.stage("classifier", seed=1), tmp_path, 1, threads=1)
+    others, _ = checkpoint.load(file(tmp_path, "classifier"))
+    assert arrays.keys() == others.keys()
+    assert not any((arrays[k] == others[k]).all() for k in arrays if k.startswith("ema/"))
+
+
+# Killed and resumed ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_and_resumed_is_never_killed(kind, undisturbed, tmp_path, monkeypatch):
+    """Killed two steps after the checkpoint, resumed by another process (a fresh stage) with
+    another number of threads."""
+    stage = tiny.stage(kind)
+    after_step, updates = stage.after_step, []
+
+    def fatal():
+        after_step()
+        updates.append(None)
+        if len(updates) == 5:
+            raise Killed
+
+    monkeypatch.setattr(stage, "after_step", fatal)
+    with pytest.raises(Killed):
+        run(stage, tmp_path, 0, threads=1)
+    _, metadata = checkpoint.load(file(tmp_path, kind))
+    assert metadata["step"] == 3
+
+    resumed = tiny.stage(kind)
+    run(resumed, tmp_path, 0, resume=True, threads=2)
+    folder, expected = undisturbed(kind)
+    assert file(tmp_path, kind).read_bytes() == file(folder, kind).read_bytes()
+    assert rows(tmp_path, kind) == rows(folder, kind)
+    for name, network in resumed.networks.items():
+        for key, array in network.state_dict().items():
+            np.testing.assert_array_equal(array, expected.networks[name].state_dict()[key])
+
+
+@pytest.mark.parametrize("moment", ["while drawing", "while saving", "between log and checkpoint"])
+def test_killed_at_an_awkward_moment(moment, undisturbed, tmp_path, monkeypatch):
+    """At step 6, but for the drawing at step 3: what was saved at step 3 is still there."""
+    stage = tiny.stage("classifier", sample_every=3)
+    save, saves = loop.save_checkpoint, []
+
+    def fatal(*args):
+        raise Killed
+
+    def fatal_save(*args):
+        saves.append(args[-1])
+        if saves == [3, 6]:
+            if moment == "between log and checkpoint":
+                raise Killed
+            patch.setattr(checkpoint.os, "replace", fatal)
+        save(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        if moment == "while drawing":
+            patch.setattr(stage, "draw", fatal)
+        else:
+            patch.setattr(loop, "save_checkpoint", fatal_save)
+        run(stage, tmp_path, 0, threads=1)
+    assert checkpoint.load(file(tmp_path, "classifier"))[1]["step"] == 3
+    run(tiny.stage("classifier", sample_every=3), tmp_path, 0, resume=True, threads=1)
+    folder, _ = undisturbed("classifier")
+    ours, theirs = (checkpoint.load(file(f, "classifier"))[0] for f in (tmp_path, folder))
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert rows(tmp_path, "classifier") == rows(folder, "classifier")
+
+
+def test_resuming_a_finished_training_leaves_it_alone(undisturbed, tmp_path):
+    folder, expected = undisturbed("classifier")
+    content = file(folder, "classifier").read_bytes()
+    file(tmp_path, "classifier").write_bytes(content)
+    stage = tiny.stage("classifier")
+    run(stage, tmp_path, 0, resume=True)
+    assert file(tmp_path, "classifier").read_bytes() == content
+    for key, array in expected.network.state_dict().items():
+        np.testing.assert_array_equal(stage.network.state_dict()[key], array)
+
+
+def test_resuming_what_never_began_begins(undisturbed, tmp_path):
+    run(tiny.stage("classifier"), tmp_path, 0, resume=True, threads=1)
+    expected = file(undisturbed("classifier")[0], "classifier")
+    assert file(tmp_path, "classifier").read_bytes() == expected.read_bytes()
+
+
+# Refusals ----------------------------------------------------------------------------------
+
+
+def test_a_training_is_never_overwritten(undisturbed):
+    folder, _ = undisturbed("classifier")
+    before = file(folder, "classifier").read_bytes()
+    with pytest.raises(ValueError, match=r"classifier\.safetensors exists: .*--resume"):
+        run(tiny.stage("classifier"), folder, 0)
+    assert file(folder, "classifier").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options, seed, words",
+    [
+        ({"batch_size": 24}, 0, "batch_size was 20 and is now 24"),
+        ({"steps": 9}, 0, "steps was 6 and is now 9"),
+        ({"learning_rate": 1e-3}, 0, "learning_rate was 0.002 and is now 0.001"),
+        ({"shard_size": 5}, 0, "shard_size was 8 and is now 5"),
+        ({}, 1, "seed was 0 and is now 1"),
+    ],
+)
+def test_other_options_are_refused_by_name(options, seed, words, undisturbed):
+    folder, _ = undisturbed("classifier")
+    before = file(folder, "classifier").read_bytes()
+    with pytest.raises(ValueError, match="was made with other options") as error:
+        run(tiny.stage("classifier", seed=seed, **options), folder, seed, resume=True)
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).count(" and is now ") == 1  # the difference, and nothing else
+    assert file(folder, "classifier").read_bytes() == before
+
+
+def test_another_network_or_other_data_are_refused(undisturbed):
+    folder, _ = undisturbed("classifier")
+    stage = tiny.stage("classifier")
+    stage.network.config = dataclasses.replace(tiny.CLASSIFIER, embedding_dim=9)
+    with pytest.raises(ValueError, match="'embedding_dim': 8.* and is now .*'embedding_dim': 9"):
+        run(stage, folder, 0, resume=True)
+    stage = tiny.stage("classifier")
+    images = stage.train.images.copy()
+    images[7, 14, 14] ^= 1
+    stage.train = dataclasses.replace(stage.train, images=images)
+    with pytest.raises(ValueError, match="other options: data was"):
+        run(stage, folder, 0, resume=True)
+
+
+def test_frozen_does_not_go_on_as_joint(undisturbed):
+    folder, _ = undisturbed("unet-frozen")
+    with pytest.raises(ValueError, match="text_encoder was 'frozen' and is now 'joint'"):
+        run(tiny.stage("unet-joint"), folder, 0, resume=True)
+
+
+def test_a_stage_needs_the_one_before(tmp_path, monkeypatch, undisturbed):
+    whole = tiny.run_all(monkeypatch, tmp_path)
+    with pytest.raises(ValueError, match=r"has no trained perceptual \(perceptual\.safetensors\)"):
+        whole.fit("unet")
+    with pytest.raises(ValueError, match="no trained classifier .*train it first"):
+        load_trained(tiny.stage("classifier"), tmp_path)
+
+
+def test_an_unfinished_stage_is_not_built_upon(tmp_path, monkeypatch):
+    stage = tiny.stage("classifier")
+
+    def fatal(path):
+        raise Killed
+
+    monkeypatch.setattr(stage, "draw", fatal)
+    stage.config = dataclasses.replace(stage.config, sample_every=3)
+    with pytest.raises(Killed):
+        run(stage, tmp_path, 0)
+    with pytest.raises(ValueError, match=r"is at step 3 of 6: finish it first, with --resume"):
+        load_trained(tiny.stage("classifier"), tmp_path)
+
+
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, where):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ValueError, match="cannot write into the folder .*file") as error:
+        tiny.run_all(monkeypatch, tmp_path / where).fit("all")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": 0}, {"batch_size": -1}, {"shard_size": 0}, {"checkpoint_every": 0}],
+)
+def test_counts_below_one(options):
+    with pytest.raises(ValueError, match=r"must be at least 1, not (0|-1)"):
+        StageConfig(**{"steps": 5} | options)
+
+
+def test_the_text_encoder_is_frozen_or_joint():
+    with pytest.raises(ValueError, match="'frozen' or 'joint', not 'thawed'"):
+        tiny.stage("unet-thawed")
+
+
+# A loss that is no number ------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("what", ["gradient", "loss", "weights"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_that_turns_nan_stops_the_training(what, value, tmp_path, monkeypatch):
+    """It says where, and the last good checkpoint stays."""
+    stage = tiny.stage("classifier")
+    gradients, after_step, calls = stage.gradients, stage.after_step, []
+
+    def spoiled(step, shards, parameters):
+        values = gradients(step, shards, parameters)
+        calls.append(step)
+        if step == 4 and what == "gradient":
+            parameters[0].grad.flat[0] = value
+        return [np.float32(value)] if step == 5 and what == "loss" else values
+
+    def spoil_weights():
+        after_step()
+        if len(calls) == 6 and what == "weights":  # after everything logged was still fine
+            stage.network.head.bias.data[0] = value
+
+    monkeypatch.setattr(stage, "gradients", spoiled)
+    monkeypatch.setattr(stage, "after_step", spoil_weights)
+    with pytest.raises(ValueError, match=r"^classifier: not finite at step 6 \(loss ") as error:
+        run(stage, tmp_path, 0)
+    assert "classifier.safetensors keeps the last good step" in str(error.value)
+    arrays, metadata = checkpoint.load(file(tmp_path, "classifier"))
+    assert metadata["step"] == 3
+    assert all(np.isfinite(a).all() for a in arrays.values())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_nan_before_the_first_checkpoint(tmp_path, monkeypatch):
+    stage = tiny.stage("classifier")
+    stage.network.head.bias.data[0] = np.nan
+    with pytest.raises(ValueError, match=r"at step 2 \(loss nan.*nothing was saved yet"):
+        run(stage, tmp_path, 0)
+    assert not list(tmp_path.iterdir())
+
+
+# The loop ----------------------------------------------------------------------------------
+
+
+def test_the_loop_by_hand(tmp_path):
+    """Clipping, schedule, decay, AdamW and the average, a parameter at a time in float64."""
+    options = {"clip_norm": 0.5, "weight_decay": 0.3, "ema_decay": 0.3, "steps": 5, "warmup": 2}
+    stage = tiny.stage("classifier", **options)
+    parameters = stage.network.parameters()
+    weights = [p.data.astype(np.float64) for p in parameters]
+    average, m, v = [w.copy() for w in weights], [0.0] * len(weights), [0.0] * len(weights)
+    factors = [0.5, 1, 1, 0.02 + 0.98 * 0.75, 0.02 + 0.98 * 0.25]  # cosine of 0, 60, 120 degrees
+    clipped = 0
+    for step, factor in enumerate(factors):
+        for p, w in zip(parameters, weights):
+            p.grad, p.data = None, w.astype(np.float32)
+        stage.gradients(step, Shards(8, 1), parameters)
+        norm = np.sqrt(sum(float((p.grad**2).sum()) for p in parameters))
+        clipped += norm > 0.5
+        t, lr = step + 1, 2e-3 * factor
+        d = min(0.3, (1 + t) / (10 + t))
+        for i, p in enumerate(parameters):
+            g = p.grad.astype(np.float64) * min(1, 0.5 / norm)
+            m[i], v[i] = 0.9 * m[i] + 0.1 * g, 0.99 * v[i] + 0.01 * g * g
+            step_size = (m[i] / (1 - 0.9**t)) / (np.sqrt(v[i] / (1 - 0.99**t)) + 1e-8)
+            weights[i] = weights[i] - lr * (step_size + (p.ndim >= 2) * 0.3 * weights[i])
+            average[i] = d * average[i] + (1 - d) * weights[i]
+    assert clipped  # or clipping was never seen
+
+    trained = tiny.stage("classifier", **options)
+    run(trained, tmp_path, 0, threads=1)
+    arrays, _ = checkpoint.load(file(tmp_path, "classifier"))
+    for i, (name, p) in enumerate(trained.network.named_parameters()):
+        saved = arrays[f"weights/classifier/{name}"]
+        np.testing.assert_allclose(saved, weights[i], rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(p.data, average[i], rtol=2e-4, atol=2e-5)
+        np.testing.assert_array_equal(arrays[f"ema/classifier/{name}"], p.data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_log(kind, undisturbed):
+    """A row every so often and at each checkpoint, with the value of answering zero beside."""
+    folder, stage = undisturbed(kind)
+    header, *lines = rows(folder, kind)
+    zeros = [f"{name}_zero" for name in stage.report if name in stage.baselines]
+    assert header == ["step", *stage.report, *zeros, "gradient_norm", "learning_rate"]
+    assert [int(line[0]) for line in lines] == [2, 3, 4, 6]
+    assert all(len(line) == len(header) for line in lines)
+    table = np.array(lines, float)
+    assert np.isfinite(table).all()
+    for name in zeros:
+        assert (table[:, header.index(name)] > 0).all()
+    assert (table[:, header.index("gradient_norm")] > 0).all()
+    rate = table[:, -1] / 2e-3
+    # warm-up over 2 steps, then a cosine over 4 from step 2; floor 2%
+    expected = [1, 1, 0.02 + 0.49 * (1 + np.cos(np.pi / 4)), 0.02 + 0.49 * (1 - np.sqrt(0.5))]
+    np.testing.assert_allclose(rate, expected, rtol=1e-3)
+    assert (folder / f"{stage.name}_000006.png").is_file()
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "unet-frozen"])
+def test_pictures_show_the_averaged_weights(kind, tmp_path, monkeypatch):
+    """And the training goes on with its own."""
+    stage, seen = tiny.stage(kind, steps=4, sample_every=2), []
+    monkeypatch.setattr(stage, "draw", lambda path: seen.append(stage.network.state_dict()))
+    run(stage, tmp_path, 0)
+    assert len(seen) == 2
+    for name, array in stage.network.state_dict().items():  # the last averages stay
+        np.testing.assert_array_equal(array, seen[-1][name])
+
+
+# What is learned from ----------------------------------------------------------------------
+
+
+class Batches:
+    """In place of Shards: a stage draws its batch, and no network runs."""
+
+    def __init__(self):
+        self.loss = None
+
+    def backward(self, loss, n, parameters):
+        self.loss = loss
+        return [np.float32(0)]
+
+    def coupled_backward(self, towers, loss, n, parameters, coupled_parameters):
+        self.loss = loss
+        return np.float32(0)
+
+
+def texts_of(stage, monkeypatch, steps):
+    """The captions of each batch, as the tokenizer is given them."""
+    seen, encode = [], stage.tokenizer
+
+    def recording(texts):
+        seen.append(list(texts))
+        return encode(texts)
+
+    monkeypatch.setattr(stage, "tokenizer", recording)
+    for step in range(steps):
+        stage.gradients(step, Batches(), [])
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["clip", "unet-frozen", "unet-joint"])
+def test_held_out_combinations_never_occur(kind, monkeypatch):
+    """Neither in a caption nor in an image, whatever its caption."""
+    everything = tiny.digits("train")
+    held_out = ~captions.allowed(everything.labels, everything.weights, everything.slants)
+    assert held_out.sum() > 20  # the data do have them
+    stage = tiny.stage(kind)
+    combinations = set(zip(stage.train.labels, stage.train.weights, stage.train.slants))
+    assert not combinations & set(captions.HELD_OUT)
+    assert len(stage.train) == len(everything) - held_out.sum()
+    texts = sum(texts_of(stage, monkeypatch, 20), [])
+    assert len(texts) == 400
+    parsed = [captions.parse(text) for text in texts]
+    assert not set(parsed) & set(captions.HELD_OUT)
+    assert sum(None not in attributes for attributes in parsed) > 150  # full captions were there
+
+
+@pytest.mark.parametrize("kind", ["clip", "unet-frozen"])
+def test_captions_belong_to_their_images(kind, monkeypatch):
+    """Every attribute a caption names is its image's; from step to step captions change."""
+    stage = tiny.stage(kind)
+    data = stage.train
+    batches = texts_of(stage, monkeypatch, 21)
+    for step, texts in enumerate(batches):
+        index = mnist.batch_indices(len(data), 20, 0, step)
+        for i, text in zip(index, texts):
+            if text:
+                named = captions.parse(text)
+                own = (data.labels[i], data.weights[i], data.slants[i])
+                assert all(a is None or a == b for a, b in zip(named, own)), (text, own)
+    # The second epoch says other things about the same images.
+    first = dict(zip(mnist.batch_indices(len(data), 20, 0, 0), batches[0]))
+    later = {}
+    for step, texts in list(enumerate(batches))[-6:]:
+        later |= dict(zip(mnist.batch_indices(len(data), 20, 0, step), texts))
+    again = [(first[i], later[i]) for i in first.keys() & later.keys()]
+    assert again and any(a != b for a, b in again)
+
+
+def test_latents_belong_to_their_images():
+    stage = tiny.stage("unet-frozen")
+    pixels = stage.train.pixels(slice(100, 104))
+    padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=-1)
+    mean, logvar = stage.pipeline.autoencoder.encode(padded)
+    scale = stage.settings.latent_scale
+    np.testing.assert_allclose(stage.mean[100:104], mean.data * scale, rtol=1e-4, atol=1e-5)
+    std = np.exp(logvar.data / 2) * scale
+    np.testing.assert_allclose(stage.std[100:104], std, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate, low, high", [(0.1, 0.07, 0.13), (0.5, 0.45, 0.55), (0, 0, 0)])
+def test_conditions_are_dropped_at_their_rate(rate, low, high, monkeypatch):
+    """2,000 captions: a standard deviation is 0.0067 for a rate of 0.1, 0.011 for 0.5."""
+    stage = tiny.stage("unet-frozen", drop_condition=rate)
+    dropped = np.array([[t == "" for t in b] for b in texts_of(stage, monkeypatch, 100)])
+    assert low <= dropped.mean() <= high
+    if rate:
+        assert len({row.tobytes() for row in dropped}) > 50  # others in every step
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_is_another_batch(kind, undisturbed):
+    """The same step twice is the same loss; the next step, with equal weights, is another."""
+    stage = tiny.stage(kind)
+    shards = Shards(8, 1)
+    parameters = [p for network in stage.networks.values() for p in network.parameters()]
+    losses = [float(stage.gradients(step, shards, parameters)[0]) for step in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_noise_levels_follow_their_distribution(monkeypatch):
+    """ln(sigma) is normal with P_mean, P_std; noise and levels are drawn apart."""
+    stage = tiny.stage("unet-frozen", P_mean=-0.5, P_std=0.7, batch_size=100)
+    levels = []
+    monkeypatch.setattr(
+        "ldm_numpy.training.unet.edm_loss",
+        lambda D, x0, sigma, noise, cond: levels.append((sigma, noise, x0)) or Tensor(np.zeros(())),
+    )
+
+    class Whole(Batches):
+        def backward(self, loss, n, parameters):
+            return [loss(slice(0, n))[0].data]
+
+    for step in range(20):
+        stage.gradients(step, Whole(), [])
+    logs = np.log(np.concatenate([sigma for sigma, _, _ in levels]))
+    assert logs.mean() == pytest.approx(-0.5, abs=0.06)
+    assert logs.std() == pytest.approx(0.7, abs=0.05)
+    noise, clean = (np.concatenate([level[i] for level in levels]) for i in (1, 2))
+    assert noise.std() == pytest.approx(1, abs=0.01)
+    # Latents are drawn from their posteriors, not their means, with noise of their own.
+    index = np.concatenate([mnist.batch_indices(len(stage.train), 100, 0, s) for s in range(20)])
+    standard = (clean - stage.mean[index]) / stage.std[index]
+    assert standard.std() == pytest.approx(1, abs=0.01)
+    assert abs((standard * noise).mean()) < 0.02
+
+
+def test_shifted_moves_each_image_on_paper(rng):
+    pixels = np.full((60, 6, 5, 1), -1, np.float32)
+    pixels[:, 3, 2] = 1
+    moved = shifted(pixels, rng)
+    assert moved.shape == pixels.shape and (moved == 1).sum() == 60 and (moved >= -1).all()
+    places = {tuple(np.argwhere(one[..., 0] == 1)[0] - (3, 2)) for one in moved}
+    assert {abs(y) for y, _ in places} == {abs(x) for _, x in places} == {0, 1, 2}
+    assert min(min(p) for p in places) == -2 and max(max(p) for p in places) == 2
+
+
+# Text encoder, latent scale ----------------------------------------------------------------
+
+
+def test_frozen_is_unchanged_and_joint_is_not(undisturbed):
+    start = tiny.stage("unet-frozen").text_encoder.state_dict()
+    for kind in ("unet-frozen", "unet-joint"):
+        folder, stage = undisturbed(kind)
+        state = stage.text_encoder.state_dict()
+        same = {key for key, array in state.items() if (array == start[key]).all()}
+        assert same == (set(start) if kind == "unet-frozen" else set())
+        arrays, _ = checkpoint.load(file(folder, kind))
+        stored = any("/text_encoder/" in key for key in arrays)
+        assert stored == (kind == "unet-joint")
+        assert stage.pipeline.text_encoder is stage.text_encoder  # pictures use the same
+    frozen, joint = (undisturbed(kind)[1] for kind in ("unet-frozen", "unet-joint"))
+    ids = frozen.tokenizer(["seven"])
+    assert isinstance(frozen.states(ids), np.ndarray)
+    assert joint.states(ids).requires_grad
+
+
+def test_the_latent_scale_gives_unit_deviation():
+    """Of what the U-Net sees: draws from the posteriors, around a mean that is not zero."""
+    stage = tiny.stage("autoencoder")
+    channels = tiny.AUTOENCODER.latent_channels
+    stage.network.quant_conv.weight.data[..., :channels] *= 20
+    stage.network.quant_conv.bias.data[:channels] = 3.0
+    scale = stage.measure()["latent_scale"]
+    assert json.loads(json.dumps(scale)) == scale
+    settings = dataclasses.replace(tiny.SETTINGS, latent_scale=scale)
+    unet = tiny.stage("unet-frozen")
+    text = (unet.text_encoder, unet.tokenizer)
+    trained = UNetStage(tiny.UNET, unet.config, settings, stage.network, *text, stage.train, 0)
+    noise = backend.generator(0, "test").standard_normal(trained.mean.shape)
+    latents = trained.mean + trained.std * noise
+    assert abs(latents.mean()) > 0.5  # a scale from the second moment would be far off
+    assert latents.std() == pytest.approx(1, abs=0.03)
+
+
+def test_the_perceptual_classifier_stays_as_it_is(undisturbed):
+    _, stage = undisturbed("autoencoder")
+    fresh = tiny.stage("autoencoder").perceptual.state_dict()
+    for key, array in stage.perceptual.state_dict().items():
+        np.testing.assert_array_equal(array, fresh[key])
+
+
+def test_the_temperature_is_bounded():
+    """Radford et al. 2021: similarities are multiplied by at most 100."""
+    stage = tiny.stage("clip")
+    for value, expected in ((9.0, np.log(100)), (-1.0, 0.0), (2.0, 2.0)):
+        stage.network.logit_scale.data[...] = value
+        stage.after_step()
+        assert float(stage.network.logit_scale.data) == pytest.approx(expected)
+
+
+# A whole run -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole(tmp_path, monkeypatch):
+    return tiny.run_all(monkeypatch, tmp_path / "new" / "run", text_encoder="joint")
+
+
+@pytest.mark.parametrize("text_encoder", ["frozen", "joint"])
+def test_a_run_ends_with_a_model_folder(text_encoder, tmp_path, monkeypatch):
+    """It draws what the trained networks draw with their weights rounded to float16."""
+    whole = tiny.run_all(monkeypatch, tmp_path / "new" / "run", text_encoder=text_encoder)
+    whole.fit("all")
+    for name in ("perceptual", "reader", *training.STAGES):
+        assert (whole.folder / f"{name}.safetensors").is_file()
+        assert (whole.folder / f"{name}.csv").is_file()
+    loaded = pipeline.load(whole.folder, "cpu", threads=1)
+    assert loaded.config.latent_scale != 1
+
+    stage = whole.unet()
+    load_trained(stage, whole.folder)
+    prompts = ["a thin 3", "a bold seven leaning left", ""]
+    exact = stage.pipeline.sample(prompts, seed=4)
+    for network in (stage.network, stage.text_encoder, stage.pipeline.autoencoder):
+        network.load_state_dict(
+            {key: a.astype(np.float16) for key, a in network.state_dict().items()}
+        )
+    expected = stage.pipeline.sample(prompts, seed=4)
+    assert not (exact == expected).all()  # the weights can be seen in the samples
+    samples = loaded.sample(prompts, seed=4)
+    np.testing.assert_array_equal(samples, expected)
+    np.testing.assert_array_equal(loaded.decode(samples), stage.pipeline.decode(expected))
+    config = pipeline.read_config(whole.folder / "model")
+    clip = pipeline.load_network(whole.folder / "model", config, "clip")
+    own = clip.text_model.state_dict()
+    same = [(own[k] == a).all() for k, a in loaded.text_encoder.state_dict().items()]
+    assert all(same) == (text_encoder == "frozen")
+
+    before = {path.name: path.read_bytes() for path in whole.folder.glob("*.safetensors")}
+    with pytest.raises(ValueError, match=r"holds a training already \(perceptual, reader"):
+        whole.fit("all")
+    with pytest.raises(ValueError, match=r"holds a training already \(clip\)"):
+        whole.fit("clip")
+    whole.fit("all", resume=True)  # nothing is left to do
+    assert before == {path.name: path.read_bytes() for path in whole.folder.glob("*.safetensors")}
+
+
+def test_a_run_that_was_killed_goes_on(whole, tmp_path, monkeypatch):
+    """`--resume` skips the finished stages and ends like a run never killed."""
+    monkeypatch.setattr(training.UNetStage, "draw", lambda self, path: None)  # it takes long
+
+    def fatal(self):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training.UNetStage, "after_step", fatal)
+        whole.fit("all")
+    assert not (whole.folder / "model").exists()
+    whole.fit("all", resume=True)
+    other = tiny.run_all(monkeypatch, tmp_path / "other", text_encoder="joint")
+    other.fit("all")
+    for path in (other.folder / "model").iterdir():
+        assert path.read_bytes() == (whole.folder / "model" / path.name).read_bytes()
+
+
+def test_an_unfinished_run_is_not_exported(whole, tmp_path):
+    with pytest.raises(ValueError, match="is not the folder of a run"):
+        training.export(tmp_path / "nowhere", tmp_path / "out")
+    whole.fit("clip")
+    with pytest.raises(ValueError, match="has no trained unet"):
+        training.export(whole.folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_steps_asked_for(whole):
+    training.prepare_folder(whole.folder)
+    stages = training.Run(whole.folder, steps={"clip": 2}, threads=1)
+    assert stages.clip().config.steps == 2 and stages.classifier("reader").config.steps == 6
+    reader, perceptual = stages.classifier("reader"), stages.classifier("perceptual")
+    assert reader.seed != perceptual.seed  # nothing in common
