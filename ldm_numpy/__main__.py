@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--out", default="runs/mnist", help="folder of the run")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--steps", type=int, help="length of a single stage")
-    train.add_argument("--text-encoder", default="joint", choices=["joint", "frozen"])
+    train.add_argument("--text-encoder", default="frozen", choices=["frozen", "joint"])
     train.add_argument("--resume", action="store_true", help="continue from the checkpoints")
     add_device(train)
 

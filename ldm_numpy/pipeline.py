@@ -314,8 +314,9 @@ def save(
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").unlink(missing_ok=True)  # until the new weights are all there
     except OSError as error:
-        raise ValueError(f"cannot create the folder {folder}: {error.strerror}") from None
+        raise ValueError(f"cannot write the folder {folder}: {error.strerror}") from None
     for name, arrays in weights.items():
         checkpoint.save(folder / f"{name}.safetensors", checkpoint.half_precision(arrays), {})
     tokenizer.save(folder / "tokenizer.json")

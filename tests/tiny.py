@@ -1,7 +1,7 @@
 """Small data and small networks, so that whole trainings take a second."""
 
 import dataclasses
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +161,7 @@ def run_all(monkeypatch, folder: Path, **options) -> training.Run:
         (training, "CLIP", StageConfig(**STEPS)),
         (training, "UNET", UNetStageConfig(**STEPS)),
         (training, "CONTEXT_LENGTH", CONTEXT_LENGTH),
+        (training, "PipelineConfig", partial(PipelineConfig, num_inference_steps=2)),
     ]:
         monkeypatch.setattr(module, name, value)
     return training.Run(folder, threads=1, **options)

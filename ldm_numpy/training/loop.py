@@ -197,7 +197,7 @@ def restore(stage, optimizer, ema, path: Path, seed: int) -> int:
     """Go back to a checkpoint; returns its step. ValueError, naming it, for another option."""
     arrays, metadata = checkpoint.load(path)
     asked = json.loads(json.dumps(stage.describe() | {"seed": seed}))  # tuples become lists
-    made = metadata["options"]
+    asked, made = flat(asked), flat(metadata["options"])
     different = [
         f"{key} was {made.get(key)!r} and is now {asked.get(key)!r}"
         for key in sorted(asked.keys() | made.keys())
@@ -216,6 +216,17 @@ def restore(stage, optimizer, ema, path: Path, seed: int) -> int:
         }
     )
     return metadata["step"]
+
+
+def flat(options: dict, prefix: str = "") -> dict:
+    """Nested options by path: {"network": {"pool": 1}} -> {"network.pool": 1}."""
+    result = {}
+    for key, value in options.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result
 
 
 def load_trained(stage: Stage, folder: Path) -> dict:
