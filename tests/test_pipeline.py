@@ -91,6 +91,16 @@ def test_a_picture_does_not_depend_on_how_many_are_drawn(pipe, sampler):
     assert close(two, five[:2])
 
 
+def test_every_step_adds_noise_of_its_own():
+    noise, again, other = pipeline.StepNoise(1), pipeline.StepNoise(1), pipeline.StepNoise(2)
+    first, second = (noise.standard_normal((50, 2)) for _ in range(2))
+    assert first.dtype == np.float32 and first.std() == pytest.approx(1, abs=0.3)
+    for unlike in (second, other.standard_normal((50, 2))):
+        assert abs((first * unlike).mean()) < 0.5 and (first != unlike).all()
+    np.testing.assert_array_equal(again.standard_normal((7, 2)), first[:7])  # rows stay
+    np.testing.assert_array_equal(again.standard_normal((7, 2)), second[:7])
+
+
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral"])
 def test_threads_change_nothing(monkeypatch, sampler):
     monkeypatch.setattr(pipeline, "SHARD", 2)
@@ -316,21 +326,21 @@ def test_no_folder_or_no_model(tmp_path):
     refuse(tmp_path / "file", tmp_path / "file")
 
 
-def test_config_json_is_written_last(tmp_path, pipe, monkeypatch):
-    """A folder whose writing was interrupted holds no model."""
+def test_an_interrupted_export_leaves_no_model(folder, pipe, monkeypatch):
+    """config.json goes first and comes last: new weights never stand under an old one."""
 
     def fail(*args):
         raise OSError("disk full")
 
     monkeypatch.setattr(Tokenizer, "save", fail)
-    with pytest.raises(OSError):
-        pipeline.save(tmp_path, {"unet": pipe.unet.state_dict()}, {}, pipe.tokenizer, pipe.config)
-    refuse(tmp_path, "no config.json")
+    with pytest.raises(OSError, match="disk full"):
+        pipeline.save(folder, {"unet": pipe.unet.state_dict()}, {}, pipe.tokenizer, pipe.config)
+    refuse(folder, "no config.json")
 
 
 def test_a_model_cannot_be_saved_below_a_file(tmp_path, pipe):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot create the folder .*file"):
+    with pytest.raises(ValueError, match=r"cannot write the folder .*file"):
         pipeline.save(tmp_path / "file" / "model", {}, {}, pipe.tokenizer, pipe.config)
 
 
