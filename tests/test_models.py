@@ -89,7 +89,7 @@ def test_a_new_unet_answers_zero(rng):
     """Its last layer starts at zero, and the residual branches inside too."""
     net = UNet(unet.MNIST, seed=0)
     x = rng.standard_normal((1, 8, 8, 4)).astype(np.float32)
-    states = rng.standard_normal((1, 4, 96)).astype(np.float32)
+    states = rng.standard_normal((1, 4, 64)).astype(np.float32)
     assert not net(x, np.ones(1, np.float32), states).data.any()
     zero = [name for name, array in net.state_dict().items() if not array.any()]
     weights = [name for name in zero if name.endswith("weight")]
@@ -101,7 +101,7 @@ def test_a_new_unet_answers_zero(rng):
 def test_unet_sees_time_and_text(rng):
     net = randomise(UNet(unet.MNIST, seed=0))
     x = rng.standard_normal((1, 8, 8, 4)).astype(np.float32)
-    states = rng.standard_normal((2, 4, 96)).astype(np.float32)
+    states = rng.standard_normal((2, 4, 64)).astype(np.float32)
     with no_grad():
         y = net(x, np.ones(1, np.float32), states[:1]).data
         later = net(x, np.full(1, 1.5, np.float32), states[:1]).data
@@ -114,7 +114,7 @@ def test_samples_of_a_batch_do_not_mix(rng):
     """Each image alone gives what it gives in a batch."""
     net = randomise(UNet(unet.MNIST, seed=0)).astype(np.float64)
     x, time = rng.standard_normal((3, 4, 8, 4)), rng.standard_normal(3)
-    states = rng.standard_normal((3, 5, 96))
+    states = rng.standard_normal((3, 5, 64))
     with no_grad():
         together = net(x, time, states).data
         alone = [net(x[i : i + 1], time[i : i + 1], states[i : i + 1]).data for i in range(3)]
@@ -124,7 +124,7 @@ def test_samples_of_a_batch_do_not_mix(rng):
 def test_recorder_gets_every_attention_layer(rng):
     net = randomise(UNet(unet.MNIST, seed=0))
     x = rng.standard_normal((2, 8, 4, 4)).astype(np.float32)
-    states = rng.standard_normal((2, 5, 96)).astype(np.float32)
+    states = rng.standard_normal((2, 5, 64)).astype(np.float32)
     time, seen = np.ones(2, np.float32), {}
     with no_grad():
         plain = net(x, time, states)
@@ -250,7 +250,7 @@ def test_impossible_configurations(build, message):
         build()
 
 
-def _unet(x_shape=(1, 8, 8, 4), time_shape=(1,), text_shape=(1, 3, 96)):
+def _unet(x_shape=(1, 8, 8, 4), time_shape=(1,), text_shape=(1, 3, 64)):
     arrays = [np.zeros(shape, np.float32) for shape in (x_shape, time_shape, text_shape)]
     return UNet(unet.MNIST)(*arrays)
 
@@ -261,8 +261,8 @@ def _unet(x_shape=(1, 8, 8, 4), time_shape=(1,), text_shape=(1, 3, 96)):
         (lambda: _unet(x_shape=(1, 8, 7, 4)), "multiples of 2"),
         (lambda: _unet(x_shape=(1, 8, 8, 3)), r"expected \(N, H, W, 4\)"),
         (lambda: _unet(time_shape=(2,)), r"timestep of shape \(2,\); expected \(1,\)"),
-        (lambda: _unet(text_shape=(1, 3, 95)), r"expected \(1, T, 96\)"),
-        (lambda: _unet(text_shape=(2, 3, 96)), r"expected \(1, T, 96\)"),
+        (lambda: _unet(text_shape=(1, 3, 63)), r"expected \(1, T, 64\)"),
+        (lambda: _unet(text_shape=(2, 3, 64)), r"expected \(1, T, 64\)"),
         (
             lambda: AutoencoderKL(autoencoder.MNIST).encode(np.zeros((1, 32, 32, 3), np.float32)),
             r"images of shape \(1, 32, 32, 3\); expected \(N, H, W, 1\)",
