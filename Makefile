@@ -3,14 +3,15 @@ PYTHON ?= python3
 PROMPT ?= a bold seven leaning left
 RUN    ?= runs/mnist
 BIN    := .venv/bin
+export PROMPT
 
 .PHONY: train-mnist sample evaluate test test-slow lint clean
 
 train-mnist: .venv/ready .venv/gpu
-	$(BIN)/python -m ldm_numpy train all --out $(RUN) --seed 0 --resume
+	$(BIN)/python -m ldm_numpy train all --out "$(RUN)" --seed 0 --resume
 
 sample: .venv/ready
-	$(BIN)/python -m ldm_numpy sample "$(PROMPT)" --out samples.png
+	$(BIN)/python -m ldm_numpy sample "$$PROMPT" --out samples.png
 
 evaluate: .venv/ready
 	$(BIN)/python -m ldm_numpy evaluate
@@ -27,7 +28,7 @@ lint: .venv/dev
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
@@ -37,14 +38,14 @@ lint: .venv/dev
 
 # Where an NVIDIA driver answers, CuPy of its CUDA major version; elsewhere nothing.
 .venv/gpu: requirements-gpu.txt .venv/ready
-	@cuda=$$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p'); \
+	@cuda=$$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[A-Z ]*Version *: *\([0-9][0-9]*\).*/\1/p' | head -n 1); \
 	if [ -n "$$cuda" ]; then \
-	    [ "$$cuda" -ge 13 ] && cuda=13 || cuda=12; \
+	    if [ "$$cuda" -ge 13 ]; then cuda=13; else cuda=12; fi; \
 	    sed "s/cupy-cuda12x/cupy-cuda$${cuda}x/" requirements-gpu.txt > .venv/gpu.txt; \
-	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -r .venv/gpu.txt || \
-	        echo "CuPy could not be installed: training goes on without the GPU"; \
+	    if $(BIN)/python -m pip install --quiet --disable-pip-version-check -r .venv/gpu.txt; \
+	    then touch $@; \
+	    else echo "CuPy could not be installed: training goes on without the GPU"; fi; \
 	fi
-	@touch $@
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
 
 from . import checkpoint, evaluation, images, pipeline
-from .backend import choose_device, cpu_count, tune_cpu
+from .backend import choose_device, cpu_count, cupy_is_installed, gpu_problem, tune_cpu
 from .data import captions
 from .nn import Module
 from .training import STAGES, Run, prepare_folder
@@ -22,11 +23,16 @@ def main(arguments: list[str] | None = None) -> int:
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             options.command(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # the reader of our output has left: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError, MemoryError) as error:
+        reason = str(error) or "out of memory: ask for fewer images at a time"
+        print(f"error: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: --resume continues a training from its checkpoint", file=sys.stderr)
+        hint = ": --resume continues" if options.command is train_command else ""
+        print(f"\ninterrupted{hint}", file=sys.stderr)
         return 130
     return 0
 
@@ -77,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", help=model_help)
     evaluate.add_argument("--data", help="folder with four IDX files (default: embedded MNIST)")
     evaluate.add_argument("--guidance-scale", type=float)
+    evaluate.add_argument("--seed", type=int, default=evaluation.SEED, help="of the samples")
     evaluate.add_argument(
         "--per-combination",
         type=int,
@@ -129,8 +136,11 @@ def train_command(options) -> None:
 
 
 def sample_command(options) -> None:
-    out = writable(options.out)
-    strip = writable(options.trajectory) if options.trajectory else None
+    out = writable(options.out, ".png")
+    strip = writable(options.trajectory, ".png") if options.trajectory else None
+    if strip and strip.resolve() == out.resolve():
+        raise ValueError(f"--out and --trajectory both name {out}")
+    animation = writable(strip.with_suffix(".gif"), ".gif") if strip else None
     device = announce(options)
     pipe = pipeline.load(options.model, device, options.threads)
     frames = []
@@ -155,13 +165,12 @@ def sample_command(options) -> None:
     if strip:
         firsts = [frame[::columns] for frame in frames]  # one picture a prompt
         images.save_png(images.strip(firsts, scale=2, row_labels=labels), strip)
-        animation = [images.grid(frame, columns) for frame in frames]
-        images.save_gif(animation, strip.with_suffix(".gif"))
-        print(f"wrote {strip} and {strip.with_suffix('.gif')}")
+        images.save_gif([images.grid(frame, columns) for frame in frames], animation)
+        print(f"wrote {strip} and {animation}")
 
 
 def evaluate_command(options) -> None:
-    out = writable(options.out) if options.out else None
+    out = writable(options.out, ".json") if options.out else None
     device = announce(options)
     metrics = evaluation.evaluate(
         options.model,
@@ -171,6 +180,7 @@ def evaluate_command(options) -> None:
         options.per_combination,
         options.frechet_samples,
         options.guidance_scale,
+        options.seed,
         say=print,
     )
     print("\n".join(evaluation.verdict(metrics)))
@@ -218,7 +228,10 @@ def announce(options) -> str:
         raise ValueError(f"--threads must be at least 1, not {options.threads}")
     device = choose_device(options.device)
     threads = options.threads or cpu_count()
-    print(f"device: {device}" + (f", {threads} threads" if device == "cpu" else ""), flush=True)
+    note = f", {threads} threads" if device == "cpu" else ""
+    if device == "cpu" and options.device == "auto" and cupy_is_installed():
+        note += f" ({gpu_problem()})"
+    print(f"device: {device}{note}", flush=True)
     if device == "cpu":
         tune_cpu()
     return device
@@ -233,9 +246,11 @@ def draw_overview(pipe: pipeline.TextToImage, path: Path) -> None:
     images.save_png(images.grid(pictures, 10, scale=2, row_labels=labels), path)
 
 
-def writable(path: str) -> Path:
+def writable(path: str | Path, suffix: str) -> Path:
     """`path`, once its folder is known to take files; ValueError otherwise."""
     result = Path(path)
+    if result.suffix != suffix:
+        raise ValueError(f"{result}: the name must end in {suffix}")
     if result.is_dir():
         raise ValueError(f"{result} is a folder: name a file in it")
     prepare_folder(result.parent)

@@ -31,19 +31,34 @@ def _cupy():
 
 def array_module(x):
     """The module whose functions accept `x`: numpy for host arrays and scalars, else cupy."""
-    return np if isinstance(x, np.ndarray | np.generic | int | float) else _cupy()
+    if isinstance(x, np.ndarray | np.generic | int | float):
+        return np
+    if _cupy() is None:
+        raise TypeError(f"an array is needed, not {type(x).__name__}")
+    return _cupy()
+
+
+def cupy_is_installed() -> bool:
+    """Whether CuPy can be imported; a GPU may still be missing."""
+    return _cupy() is not None
 
 
 def gpu_problem() -> str | None:
-    """Why the GPU cannot be used, in one clause; None when it can."""
+    """Why the GPU cannot be used, in one clause; None when it can.
+
+    Counting devices is not enough: without CUDA's compiler or cuBLAS the first kernel fails. So
+    one kernel and one matrix product are tried, and whatever they raise is the reason.
+    """
     cupy = _cupy()
     if cupy is None:
         return f"CuPy is not installed; {GPU_HINT}"
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        return f"CuPy finds no usable GPU ({error})"
-    return None if count else "CuPy finds no GPU"
+        ones = cupy.ones((2, 2), "float32")
+        float((ones @ ones + 1).sum())
+    except Exception as error:
+        reason = str(error).splitlines() or [type(error).__name__]
+        return f"CuPy finds no usable GPU ({reason[0]})"
+    return None
 
 
 def choose_device(name: str = "auto") -> str:
@@ -61,11 +76,6 @@ def choose_device(name: str = "auto") -> str:
     if name == "gpu":
         raise ValueError(f"device 'gpu' was asked for, but {problem}; use --device cpu")
     return "cpu"
-
-
-def namespace(device: str):
-    """The array module of a device: numpy for "cpu", cupy for "gpu"."""
-    return np if device == "cpu" else _cupy()
 
 
 def to_device(array, device: str):

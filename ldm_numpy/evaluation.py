@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import pipeline
+from . import images, pipeline
 from .backend import blas_threads, generator, to_device, to_host
 from .data import captions, mnist
 from .metrics import (
@@ -63,11 +63,12 @@ class Judge:
 def evaluate(
     model: str | Path | None = None,
     data: str | Path | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     threads: int | None = None,
     per_combination: int = PER_COMBINATION,
     frechet_samples: int = FRECHET_SAMPLES,
     guidance_scale: float | None = None,
+    seed: int = SEED,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Measure a model folder; returns numbers by name (see BANDS for their meaning).
@@ -77,19 +78,35 @@ def evaluate(
         data: folder of IDX files, the embedded digits by default
         per_combination, frechet_samples: how many samples; fewer are quicker and less certain
         guidance_scale: instead of the model's own default
+        seed: of the samples; settings must not be tuned on the seed that is reported
         say: called with a line before each part that takes time
     """
-    if per_combination < 1 or frechet_samples < 2:
-        raise ValueError("per_combination must be at least 1 and frechet_samples at least 2")
+    pipeline.whole("evaluate", "per_combination", per_combination, at_least=1)
+    pipeline.whole("evaluate", "frechet_samples", frechet_samples, at_least=2)
+    pipeline.whole("evaluate", "seed", seed, at_least=0)
     folder = pipeline.find_model(model)
     pipe = pipeline.load(folder, device, threads)
     judge = Judge(folder, pipe.device, threads)
     scale = pipe.config.guidance_scale if guidance_scale is None else guidance_scale
+    if not np.isfinite(scale):
+        raise ValueError(f"guidance_scale must be a finite number, not {scale}")
     pictures, labels = mnist.load("test", data)
+    if frechet_samples > len(pictures) - 2:
+        raise ValueError(
+            f"frechet_samples is {frechet_samples}: of {len(pictures)} test images, at least two "
+            "must be left to compare with"
+        )
     labels = labels.astype(np.int64)
     weights, slants = captions.attributes(pictures)
     pixels = mnist.to_float(pictures)
-    metrics = {"guidance_scale": scale, "sampler": pipe.config.sampler}
+    metrics = {
+        "guidance_scale": scale,
+        "sampler": pipe.config.sampler,
+        "num_inference_steps": pipe.config.num_inference_steps,
+        "seed": seed,
+        "per_combination": per_combination,
+        "frechet_samples": frechet_samples,
+    }
 
     say(f"reconstructing {len(pixels):,} test digits")
     real_features = judge.features(pixels)
@@ -101,7 +118,7 @@ def evaluate(
 
     prompts, wanted = combination_prompts(per_combination)
     say(f"drawing {len(prompts):,} samples of all 90 combinations")
-    drawn = draw(pipe, prompts, scale, SEED)
+    drawn = draw(pipe, prompts, scale, seed)
     measured = (judge.read(drawn), *captions.attributes(drawn))
     held_out = captions.HELD_OUT
     metrics |= {f"sample_{k}": v for k, v in prompt_accuracy(measured, wanted, held_out).items()}
@@ -109,25 +126,26 @@ def evaluate(
     metrics["clip_score"] = clip_score(
         judge.on_images(judge.clip.encode_image, drawn), text_vectors
     )
-    metrics["sample_ink"] = float((drawn.clip(-1, 1) + 1).mean() / (pixels + 1).mean())
+    metrics["sample_ink"] = float((drawn + 1).mean() / max((pixels + 1).mean(), 1e-6))
 
-    rng = generator(SEED, "frechet")
-    n = min(frechet_samples, len(pixels) // 2)
+    rng = generator(seed, "frechet")
     order = rng.permutation(len(pixels))
-    chosen, others = order[:n], order[n:]
-    say(f"drawing {n:,} samples of the test set's captions")
+    chosen, others = order[:frechet_samples], order[frechet_samples:]
+    say(f"drawing {frechet_samples:,} samples of the test set's captions")
     texts = captions.sample_captions(labels[chosen], weights[chosen], slants[chosen], rng)
-    sample_features = judge.features(draw(pipe, texts, scale, SEED + 1))
+    sample_features = judge.features(draw(pipe, texts, scale, seed + 1))
     metrics["frechet_distance"] = frechet_distance(sample_features, real_features[others])
-    metrics["frechet_floor"] = frechet_floor(real_features, n, FRECHET_SHUFFLES, rng)
-    metrics["frechet_ratio"] = metrics["frechet_distance"] / metrics["frechet_floor"]
+    # What the very digits whose captions were used would have: splits differ, by luck.
+    metrics["frechet_split"] = frechet_distance(real_features[chosen], real_features[others])
+    floor = frechet_floor(real_features, frechet_samples, FRECHET_SHUFFLES, rng)
+    metrics["frechet_floor"] = floor
+    metrics["frechet_ratio"] = metrics["frechet_distance"] / floor if floor else float("nan")
     return metrics
 
 
 def draw(pipe: pipeline.TextToImage, prompts: list[str], scale: float, seed: int) -> np.ndarray:
     """Images (N, 28, 28, 1) of the prompts, as a user would get them: whole grey levels."""
-    pixels = pipe.decode(pipe.sample(prompts, guidance_scale=scale, seed=seed))
-    return mnist.to_float(np.rint((pixels[..., 0].clip(-1, 1) + 1) * 127.5).astype(np.uint8))
+    return images.from_pil(pipe(prompts, guidance_scale=scale, seed=seed))
 
 
 def combination_prompts(per_combination: int):

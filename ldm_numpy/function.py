@@ -39,11 +39,6 @@ class no_grad:
         _mode.recording = self.previous
 
 
-def is_recording() -> bool:
-    """Whether operations of this thread are being recorded."""
-    return _mode.recording
-
-
 def raw(x):
     """The array of a Tensor; anything else as it is."""
     return x.data if isinstance(x, Function.tensor_type) else x

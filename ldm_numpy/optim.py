@@ -16,7 +16,7 @@ class AdamW:
         m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
         w <- w - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
 
-    Only matrices and kernels decay; biases, norms and other vectors do not.
+    Matrices, kernels and tables decay; biases, norms and other vectors do not.
     (Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm 2)
 
     Attributes:
@@ -133,7 +133,7 @@ class EMA:
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
-    """Factor on the learning rate: linear from 0 to 1 over `warmup`, then a half cosine to `floor`.
+    """Factor on the learning rate: linear up to 1 over `warmup`, then a half cosine to `floor`.
 
     (Loshchilov and Hutter 2017, equation 5, without restarts)
     """

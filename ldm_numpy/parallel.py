@@ -12,6 +12,8 @@ from .backend import array_module, cpu_count
 from .function import no_grad
 from .tensor import Tensor, gradients
 
+FORWARD_ROWS = 512  # at a time, where a forward pass has no shard size: a data set need not fit
+
 
 class Shards:
     """Runs work on slices of a batch.
@@ -56,7 +58,12 @@ class Shards:
                 y = function(*[a[rows] for a in arrays])
             return y.data if isinstance(y, Tensor) else y
 
-        parts = list(self.map(work, self.slices(len(arrays[0]))))
+        n = len(arrays[0])
+        if self.size is None:  # a GPU: large pieces, one after the other
+            rows = [slice(i, i + FORWARD_ROWS) for i in range(0, n, FORWARD_ROWS)]
+            parts = [work(r) for r in rows]
+        else:
+            parts = list(self.map(work, self.slices(n)))
         return parts[0] if len(parts) == 1 else array_module(parts[0]).concatenate(parts)
 
     def backward(self, loss, n: int, parameters) -> list:

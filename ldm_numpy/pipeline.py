@@ -57,10 +57,43 @@ class PipelineConfig:
     guidance_scale: float = 2.0
 
     def __post_init__(self):
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {self.sampler!r}: use one of {', '.join(SAMPLERS)}")
-        if not (math.isfinite(self.latent_scale) and self.latent_scale > 0):
-            raise ValueError(f"latent_scale must be positive, not {self.latent_scale}")
+        for name in ("image_size", "padded_size", "latent_size", "num_inference_steps"):
+            whole("PipelineConfig", name, getattr(self, name), at_least=1)
+        for name in ("latent_scale", "sigma_data", "sigma_min", "sigma_max", "guidance_scale"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"PipelineConfig: {name} must be a finite number, not {value!r}")
+        if min(self.latent_scale, self.sigma_data) <= 0:
+            raise ValueError("PipelineConfig: latent_scale and sigma_data must be positive")
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError("PipelineConfig: 0 < sigma_min < sigma_max is needed")
+        if self.image_size > self.padded_size:
+            raise ValueError("PipelineConfig: image_size is larger than padded_size")
+        known_sampler(self.sampler)
+
+
+def whole(where: str, name: str, value, at_least: int) -> int:
+    """`value`, if it is a whole number of at least so much; ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < at_least:
+        raise ValueError(f"{where}: {name} must be a whole number >= {at_least}, not {value!r}")
+    return int(value)
+
+
+def known_sampler(name: str):
+    """The sampler of that name; ValueError listing those there are."""
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}: use one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
+
+
+def texts_of(name: str, value) -> list[str]:
+    """One text or several, as a list; ValueError for anything else."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
+        raise ValueError(f"{name} must be a text or a list of texts, not {value!r}")
+    if not texts:
+        raise ValueError(f"{name} must not be an empty list")
+    return list(texts)
 
 
 class TextToImage:
@@ -76,7 +109,8 @@ class TextToImage:
         device: str = "cpu",
         threads: int | None = None,
     ):
-        self.unet, self.autoencoder, self.text_encoder = unet, autoencoder, text_encoder
+        self.unet, self.autoencoder = unet.to(device), autoencoder.to(device)
+        self.text_encoder = text_encoder.to(device)
         self.tokenizer, self.config, self.device = tokenizer, config, device
         self.shards = Shards(SHARD if device == "cpu" else None, threads)
         self.denoiser = EDMDenoiser(self._network, config.sigma_data)
@@ -97,26 +131,25 @@ class TextToImage:
 
         Args:
             prompt: one or several; an empty one asks for anything
-            num_inference_steps, guidance_scale, sampler: as the model's configuration unless given;
-                a guidance scale of 1 is none, larger ones follow the prompt more closely
-            negative_prompt: what to steer away from, one or one a prompt; by default nothing
+            num_inference_steps, guidance_scale, sampler: as the model's configuration unless given
+            guidance_scale: 1 is no guidance, larger values follow the prompt more closely, smaller
+                ones less; 0 ignores it, and negative values flee from it
+            negative_prompt: what to steer away from, one or one a prompt; by default nothing, and
+                without effect at a guidance scale of 1
             seed: picture number i depends on seed and i only, and on its prompt
             callback: called as callback(step, sigma, latents) after each step
 
         Raises ValueError for counts below 1 and for what no model can do.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or not all(isinstance(p, str) for p in prompts):
-            raise ValueError("prompt must be a text, or a list of at least one")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt must be >= 1, not {num_images_per_prompt}")
-        negatives = negative_prompt
+        count = whole("call", "num_images_per_prompt", num_images_per_prompt, at_least=1)
+        prompts, negatives = texts_of("prompt", prompt), negative_prompt
         if negatives is not None and not isinstance(negatives, str):
+            negatives = texts_of("negative_prompt", negatives)
             if len(negatives) != len(prompts):
                 raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
-            negatives = [p for p in negatives for _ in range(num_images_per_prompt)]
+            negatives = [p for p in negatives for _ in range(count)]
         latents = self.sample(
-            [p for p in prompts for _ in range(num_images_per_prompt)],
+            [p for p in prompts for _ in range(count)],
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             negative_prompt=negatives,
@@ -141,25 +174,24 @@ class TextToImage:
         config = self.config
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
-        name = sampler or config.sampler
-        if name not in SAMPLERS:
-            raise ValueError(f"unknown sampler {name!r}: use one of {', '.join(SAMPLERS)}")
-        if steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, not {steps}")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, but is {seed}")
+        run_sampler = known_sampler(config.sampler if sampler is None else sampler)
+        steps = whole("call", "num_inference_steps", steps, at_least=1)
+        seed = whole("call", "seed", seed, at_least=0)
+        if not isinstance(scale, int | float) or not math.isfinite(scale):
+            raise ValueError(f"guidance_scale must be a finite number, not {scale!r}")
+        prompts = texts_of("prompts", list(prompts) if not isinstance(prompts, str) else prompts)
         sigmas = karras_sigmas(steps, config.sigma_min, config.sigma_max)
         shape = (config.latent_size,) * 2 + (self.unet.config.in_channels,)
         rng = generator(seed, "sample", "start")
         noise = rng.standard_normal((len(prompts), *shape), np.float32)  # row i: the i-th numbers
-        negatives = negative_prompt or ""
-        if isinstance(negatives, str):
-            negatives = [negatives] * len(prompts)
+        negatives = texts_of("negative_prompt", negative_prompt or "")
+        if len(negatives) == 1:
+            negatives *= len(prompts)
 
         with blas_threads(1):
             cond = self.encode_prompts(prompts)
             uncond = self.encode_prompts(negatives) if scale != 1 else None
-            return SAMPLERS[name](
+            return run_sampler(
                 guide(self.denoiser, scale, uncond),
                 to_device(noise, self.device) * sigmas[0],
                 sigmas,
@@ -259,6 +291,16 @@ def load(
     if "pipeline" not in config:
         raise ValueError(f"{folder / 'config.json'} does not say how to join the networks")
     settings = _build(folder, lambda c: PipelineConfig(**c), config["pipeline"])
+    factor = autoencoder.config.patch_size * 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    for what, ours, theirs in (
+        ("the latent's side times the autoencoder's factor", settings.latent_size * factor,
+         settings.padded_size),
+        ("the U-Net's in_channels", unet.config.in_channels, autoencoder.config.latent_channels),
+        ("the U-Net's out_channels", unet.config.out_channels, autoencoder.config.latent_channels),
+        ("the U-Net's cross_attention_dim", unet.config.cross_attention_dim, text.hidden_size),
+    ):
+        if ours != theirs:
+            raise ValueError(f"{folder / 'config.json'}: {what} is {ours}, but should be {theirs}")
     return TextToImage(unet, autoencoder, text_encoder, tokenizer, settings, device, threads)
 
 
@@ -268,8 +310,10 @@ def find_model(path: str | Path | None) -> Path:
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
-    if not folder.is_dir():
+    if not folder.exists():
         raise ValueError(f"model folder {folder} does not exist; `make train-mnist` trains one")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name the folder of a model or of a finished run")
     raise ValueError(f"{folder} holds no model (no config.json): finish or export its training")
 
 
@@ -314,7 +358,8 @@ def save(
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").unlink(missing_ok=True)  # until the new weights are all there
+        for name in ("config.json", "metrics.json"):  # they speak of the weights before
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"cannot write the folder {folder}: {error.strerror}") from None
     for name, arrays in weights.items():
@@ -328,5 +373,5 @@ def save(
 def _build(folder: Path, build: Callable, section: dict):
     try:
         return build(section)
-    except (TypeError, KeyError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, KeyError, ValueError, ArithmeticError, MemoryError) as error:
         raise ValueError(f"{folder / 'config.json'} does not fit this program: {error}") from None

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ldm_numpy import ops
-from ldm_numpy.function import is_recording
+from ldm_numpy.function import _mode
 from ldm_numpy.nn import Linear, Module, Parameter
 from ldm_numpy.parallel import Shards
 from ldm_numpy.tensor import Tensor
@@ -170,7 +170,7 @@ def test_forward_records_no_graph_and_leaves_recording_on(data, threads):
     shards = Shards(4, threads)
 
     def function(x):
-        seen.append(is_recording())
+        seen.append(_mode.recording)
         y = net(x)
         assert not y.requires_grad and y.op is None
         return y
@@ -178,8 +178,8 @@ def test_forward_records_no_graph_and_leaves_recording_on(data, threads):
     shards.forward(function, data[0])
     assert seen == [False] * 3
     # Caller and workers record again: the same threads now differentiate.
-    after = list(shards.map(lambda _: is_recording(), range(6)))
-    assert is_recording() and all(after)
+    after = list(shards.map(lambda _: _mode.recording, range(6)))
+    assert _mode.recording and all(after)
     sharded_after = shards.backward(
         lambda rows: [ops.mse_loss(net(data[0][rows]), data[1][rows])], N, net.parameters()[:4]
     )
@@ -204,7 +204,7 @@ def test_an_exception_in_a_shard_reaches_the_caller(data, threads):
     ):
         with pytest.raises(FloatingPointError, match="second shard"):
             call()
-    assert all(shards.map(lambda _: is_recording(), range(6)))
+    assert all(shards.map(lambda _: _mode.recording, range(6)))
 
 
 def test_threads_work_at_the_same_time():

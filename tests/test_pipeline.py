@@ -245,15 +245,15 @@ def test_any_text_is_a_prompt(pipe, prompt):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, not 0"),
-        ({"num_inference_steps": -5}, "num_inference_steps must be at least 1, not -5"),
-        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be >= 1, not 0"),
-        ({"num_images_per_prompt": -1}, "num_images_per_prompt must be >= 1, not -1"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number >= 1, not 0"),
+        ({"num_inference_steps": -5}, "num_inference_steps must be a whole number >= 1, not -5"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a whole number >= 1, not 0"),
+        ({"num_images_per_prompt": -1}, "num_images_per_prompt must be a whole number >= 1"),
         ({"sampler": "ddim"}, "unknown sampler 'ddim': use one of euler, heun, dpmpp_2m"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
         ({"guidance_scale": float("inf")}, "guidance_scale must be a finite number"),
-        ({"seed": -1}, "seed must not be negative"),
-        ({"prompt": []}, "prompt must be a text, or a list of at least one"),
+        ({"seed": -1}, "seed must be a whole number >= 0"),
+        ({"prompt": []}, "prompt must not be an empty list"),
         ({"prompt": ["seven", 7]}, "prompt must be a text"),
     ],
 )

@@ -130,7 +130,7 @@ def test_killed_at_an_awkward_moment(moment, undisturbed, tmp_path, monkeypatch)
         raise Killed
 
     def fatal_save(*args):
-        saves.append(args[-1])
+        saves.append(args[-2])  # the step
         if saves == [3, 6]:
             if moment == "between log and checkpoint":
                 raise Killed
@@ -231,7 +231,7 @@ def test_a_stage_needs_the_one_before(tmp_path, monkeypatch, undisturbed):
 def test_an_unfinished_stage_is_not_built_upon(tmp_path, monkeypatch):
     stage = tiny.stage("classifier")
 
-    def fatal(path):
+    def fatal(path, shards):
         raise Killed
 
     monkeypatch.setattr(stage, "draw", fatal)
@@ -289,7 +289,7 @@ def test_a_loss_that_turns_nan_stops_the_training(what, value, tmp_path, monkeyp
 
     monkeypatch.setattr(stage, "gradients", spoiled)
     monkeypatch.setattr(stage, "after_step", spoil_weights)
-    with pytest.raises(ValueError, match=r"^classifier: not finite at step 6 \(loss ") as error:
+    with pytest.raises(ValueError, match=r"^classifier: NaN or infinity by step 6 \(loss ") as error:
         run(stage, tmp_path, 0)
     assert "classifier.safetensors keeps the last good step" in str(error.value)
     arrays, metadata = checkpoint.load(file(tmp_path, "classifier"))
@@ -301,7 +301,7 @@ def test_a_loss_that_turns_nan_stops_the_training(what, value, tmp_path, monkeyp
 def test_nan_before_the_first_checkpoint(tmp_path, monkeypatch):
     stage = tiny.stage("classifier")
     stage.network.head.bias.data[0] = np.nan
-    with pytest.raises(ValueError, match=r"at step 2 \(loss nan.*nothing was saved yet"):
+    with pytest.raises(ValueError, match=r"by step 2 \(loss nan.*nothing was saved yet"):
         run(stage, tmp_path, 0)
     assert not list(tmp_path.iterdir())
 
@@ -369,7 +369,7 @@ def test_the_log(kind, undisturbed):
 def test_pictures_show_the_averaged_weights(kind, tmp_path, monkeypatch):
     """And the training goes on with its own."""
     stage, seen = tiny.stage(kind, steps=4, sample_every=2), []
-    monkeypatch.setattr(stage, "draw", lambda path: seen.append(stage.network.state_dict()))
+    monkeypatch.setattr(stage, "draw", lambda path, shards: seen.append(stage.network.state_dict()))
     run(stage, tmp_path, 0)
     assert len(seen) == 2
     for name, array in stage.network.state_dict().items():  # the last averages stay
@@ -543,7 +543,7 @@ def test_the_latent_scale_gives_unit_deviation():
     channels = tiny.AUTOENCODER.latent_channels
     stage.network.quant_conv.weight.data[..., :channels] *= 20
     stage.network.quant_conv.bias.data[:channels] = 3.0
-    scale = stage.measure()["latent_scale"]
+    scale = stage.measure(Shards(32))["latent_scale"]
     assert json.loads(json.dumps(scale)) == scale
     settings = dataclasses.replace(tiny.SETTINGS, latent_scale=scale)
     unet = tiny.stage("unet-frozen")
@@ -602,7 +602,7 @@ def test_a_run_ends_with_a_model_folder(text_encoder, tmp_path, monkeypatch):
         )
     expected = stage.pipeline.sample(prompts, seed=4)
     assert not (exact == expected).all()  # the weights can be seen in the samples
-    samples = loaded.sample(prompts, seed=4)
+    samples = loaded.sample(prompts, seed=4, num_inference_steps=2)
     np.testing.assert_array_equal(samples, expected)
     np.testing.assert_array_equal(loaded.decode(samples), stage.pipeline.decode(expected))
     config = pipeline.read_config(whole.folder / "model")
@@ -622,7 +622,7 @@ def test_a_run_ends_with_a_model_folder(text_encoder, tmp_path, monkeypatch):
 
 def test_a_run_that_was_killed_goes_on(whole, tmp_path, monkeypatch):
     """`--resume` skips the finished stages and ends like a run never killed."""
-    monkeypatch.setattr(training.UNetStage, "draw", lambda self, path: None)  # it takes long
+    monkeypatch.setattr(training.UNetStage, "draw", lambda self, path, shards: None)  # it takes long
 
     def fatal(self):
         raise Killed

@@ -93,14 +93,18 @@ def mse_loss(x, target, weight=None):
 
 
 def softmax_cross_entropy(logits, target):
-    """Mean cross entropy of logits (N, K) with `target`: class ids (N,) or probabilities (N, K)."""
+    """Mean cross entropy of logits (N, K) with `target`: class ids (N,) or probabilities (N, K).
+
+    Ids are best on the host, where they are checked. ValueError for shapes or ids that do not fit.
+    """
     x = raw(logits)
     if target.ndim == 1:
         if target.dtype.kind not in "iu":
             raise ValueError(f"softmax_cross_entropy: ids must be integers, not {target.dtype}")
         if isinstance(target, np.ndarray) and not ((target >= 0) & (target < x.shape[1])).all():
             raise ValueError(f"softmax_cross_entropy: ids must lie in 0 ... {x.shape[1] - 1}")
-        target = array_module(x).eye(x.shape[1], dtype=x.dtype)[target]  # (N, K)
+        xp = array_module(x)
+        target = xp.eye(x.shape[1], dtype=x.dtype)[xp.asarray(target)]  # (N, K)
     if target.shape != x.shape:
         raise ValueError(f"softmax_cross_entropy: target {target.shape} must be (N,) or {x.shape}")
     return SoftmaxCrossEntropy.apply(logits, target=target)

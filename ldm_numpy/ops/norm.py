@@ -17,7 +17,7 @@ class GroupNorm(Function):
     (Wu and He 2018, "Group normalization")
 
     Sums over space are products with a vector of ones, per channel; what remains to be summed over
-    a group is tiny. Only x and two numbers a group are kept.
+    a group is tiny. Only x is kept, and the mean and r of each sample's groups.
     """
 
     def forward(self, x, gamma, beta, *, groups: int, eps: float, silu: bool):

@@ -38,40 +38,40 @@ class AveragePool(Function):
         return (gx.reshape(n, h * self.size, w * self.size, c),)
 
 
-def fold(x, block: int):
+def to_depth(x, block: int):
     """(N, H, W, C) -> (N, H/b, W/b, b*b*C): a block's pixels become channels. Arrays."""
     n, h, w, c = x.shape
     y = blocks(x, block).transpose(0, 1, 3, 2, 4, 5)  # (N, H/b, W/b, b, b, C)
     return y.reshape(n, h // block, w // block, block * block * c)
 
 
-def unfold(x, block: int):
-    """(N, H, W, b*b*C) -> (N, H*b, W*b, C): the inverse of fold. Arrays."""
+def to_space(x, block: int):
+    """(N, H, W, b*b*C) -> (N, H*b, W*b, C): the inverse of to_depth. Arrays."""
     n, h, w = x.shape[:3]
     y = x.reshape(n, h, w, block, block, -1).transpose(0, 1, 3, 2, 4, 5)  # (N, H, b, W, b, C)
     return y.reshape(n, h * block, w * block, -1)
 
 
 class SpaceToDepth(Function):
-    """y = fold(x), a permutation;  gx = unfold(gy)."""
+    """y = to_depth(x), a permutation;  gx = to_space(gy)."""
 
     def forward(self, x, *, block: int):
         self.block = block
-        return fold(x, block)
+        return to_depth(x, block)
 
     def backward(self, gy):
-        return (unfold(gy, self.block),)
+        return (to_space(gy, self.block),)
 
 
 class DepthToSpace(Function):
-    """y = unfold(x), a permutation;  gx = fold(gy)."""
+    """y = to_space(x), a permutation;  gx = to_depth(gy)."""
 
     def forward(self, x, *, block: int):
         self.block = block
-        return unfold(x, block)
+        return to_space(x, block)
 
     def backward(self, gy):
-        return (fold(gy, self.block),)
+        return (to_depth(gy, self.block),)
 
 
 def upsample_nearest(x, factor: int = 2):

@@ -5,6 +5,7 @@ folder, and reads what earlier stages left there.
 """
 
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 
@@ -25,6 +26,11 @@ from .loop import Stage, StageConfig, load_trained, run
 from .unet import UNetStage, UNetStageConfig
 
 STAGES = ("autoencoder", "clip", "unet")
+UPSTREAM = {  # what a stage builds upon: a resumed one must find the same
+    "autoencoder": ("perceptual.safetensors",),
+    "clip": ("tokenizer.json",),
+    "unet": ("autoencoder.safetensors", "clip.safetensors"),
+}
 CONTEXT_LENGTH = 16  # tokens of a prompt, start and end included
 
 PERCEPTUAL = StageConfig(steps=500, sample_every=500, weight_decay=0.05)
@@ -143,7 +149,12 @@ class Run:
         """The stage of that name; ValueError where an earlier one is not there."""
         if name in ("perceptual", "reader"):
             return self.classifier(name)
-        return {"autoencoder": self.autoencoder, "clip": self.clip, "unet": self.unet}[name]()
+        stage = {"autoencoder": self.autoencoder, "clip": self.clip, "unet": self.unet}[name]()
+        stage.upstream = {
+            file: hashlib.sha256((self.folder / file).read_bytes()).hexdigest()[:16]
+            for file in UPSTREAM[name]
+        }
+        return stage
 
     def fit(self, what: str, resume: bool = False) -> None:
         """Train one stage, or "all" of them; the last leaves a model folder, `model`.

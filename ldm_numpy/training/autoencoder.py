@@ -30,10 +30,10 @@ class AutoencoderStageConfig(StageConfig):
 
 
 class AutoencoderStage(Stage):
-    """L = mean (x' - x)^2 + perceptual + kl_weight KL / pixels, x' decoded from a latent drawn
-    from N(mean, exp(logvar)).
+    """L = mean (x' - x)^2 + perceptual_weight P + kl_weight KL / pixels, x' decoded from a latent
+    drawn from N(mean, exp(logvar)).
 
-    The perceptual term compares feature maps of a classifier, each scaled to unit mean square, so
+    The perceptual term P compares feature maps of a classifier, each scaled to unit mean square, so
     that no map outweighs the others (after Zhang et al. 2018 and Rombach et al. 2022, section 3.1;
     theirs is a VGG, ours was trained here). An answer of zero, a grey picture, has the mean square
     of the pixels as its squared error.
@@ -53,7 +53,7 @@ class AutoencoderStage(Stage):
         device: str = "cpu",
     ):
         self.config, self.seed, self.device = config, seed, device
-        self.train, self.test, self.perceptual = train, test, perceptual
+        self.train, self.test, self.perceptual = train, test, perceptual.to(device)
         self.padded_size = images_side(network)
         self.network = AutoencoderKL(network, seed=seed).to(device)
         self.networks = {"autoencoder": self.network}
@@ -102,18 +102,16 @@ class AutoencoderStage(Stage):
             total = total + ops.mse_loss(got, want) / (want * want).mean()
         return total
 
-    def measure(self) -> dict:
+    def measure(self, shards: Shards) -> dict:
         """The factor that gives latents standard deviation 1, from 2,048 training digits."""
-        shards = Shards(self.config.shard_size if self.device == "cpu" else None)
         mean, variance = encode_moments(
             self.network, self.train.pixels(slice(0, 2048)), self.padded_size, shards, self.device
         )
         second_moment = float((mean * mean + variance).mean())
         return {"latent_scale": 1 / np.sqrt(second_moment - float(mean.mean()) ** 2)}
 
-    def draw(self, path: Path) -> None:
+    def draw(self, path: Path, shards: Shards) -> None:
         """Test digits in the upper row, what is decoded from their latents in the lower."""
-        shards = Shards(self.config.shard_size if self.device == "cpu" else None)
         pixels = self.test.pixels(slice(0, 16))
         decoded = reconstruct(self.network, pixels, self.padded_size, shards, self.device)
         images.save_png(images.grid(np.concatenate([pixels, decoded]), len(pixels), 2), path)

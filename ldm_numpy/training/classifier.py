@@ -48,14 +48,12 @@ class ClassifierStage(Stage):
         labels = self.train.labels[index]
 
         def loss(rows):
-            logits = self.network(pixels[rows])
-            return [ops.softmax_cross_entropy(logits, to_device(labels[rows], self.device))]
+            return [ops.softmax_cross_entropy(self.network(pixels[rows]), labels[rows])]
 
         return shards.backward(loss, len(index), parameters)
 
-    def draw(self, path: Path) -> None:
+    def draw(self, path: Path, shards: Shards) -> None:
         """Test digits that are misread, with what they are read as."""
-        shards = Shards(self.config.shard_size if self.device == "cpu" else None)
         pixels = self.test.pixels(slice(0, 2000))
         read = read_digits(self.network, pixels, shards, self.device)
         wrong = np.flatnonzero(read != self.test.labels[:2000])[:24]

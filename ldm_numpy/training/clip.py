@@ -28,8 +28,8 @@ def train_tokenizer(train: Digits, seed: int, context_length: int) -> Tokenizer:
 class CLIPStage(Stage):
     """The symmetric contrastive loss over a batch; identical captions are all right answers.
 
-    An answer of zero, all similarities equal, has loss ln(batch size) or a little less, where
-    captions repeat.
+    An answer of zero, all similarities equal, has loss ln(batch size). Repeated captions, among
+    which the right answer is spread, keep the best possible loss above zero.
     """
 
     name = "clip"
@@ -87,9 +87,8 @@ class CLIPStage(Stage):
         scale = self.network.logit_scale.data
         scale[...] = scale.clip(0, MAX_SCALE)
 
-    def draw(self, path: Path) -> None:
+    def draw(self, path: Path, shards: Shards) -> None:
         """Test digits under the full caption that CLIP finds the most fitting."""
-        shards = Shards(self.config.shard_size if self.device == "cpu" else None)
         texts = [captions.caption(*combination) for combination in captions.full_prompts()]
         pixels = self.test.pixels(slice(0, 24))
         seen = shards.forward(self.network.encode_image, to_device(pixels, self.device))

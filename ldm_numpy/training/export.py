@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
-from .. import checkpoint, pipeline
+from .. import pipeline
 from ..pipeline import PipelineConfig
 from ..text import Tokenizer
+from .loop import finished
+
+# What training decides of a PipelineConfig. The rest is how to sample, and may change afterwards.
+TRAINED = ("image_size", "padded_size", "latent_size", "latent_scale", "sigma_data")
 
 
 def export(run: str | Path, out: str | Path) -> None:
@@ -16,6 +20,8 @@ def export(run: str | Path, out: str | Path) -> None:
     run = Path(run)
     if not run.is_dir():
         raise ValueError(f"{run} is not the folder of a run")
+    if Path(out).resolve() == run.resolve():
+        raise ValueError(f"{out} holds the run's checkpoints: name another folder with --out")
     stages = ("unet", "clip", "autoencoder", "reader")
     loaded = {stage: finished(run / f"{stage}.safetensors") for stage in stages}
     arrays = {stage: arrays for stage, (arrays, _) in loaded.items()}
@@ -34,19 +40,8 @@ def export(run: str | Path, out: str | Path) -> None:
     else:
         weights["text_encoder"] = averaged(arrays["clip"], "clip/text_model", ".")
     tokenizer = Tokenizer.load(run / "tokenizer.json")
-    settings = PipelineConfig(**options["unet"]["pipeline"])
+    settings = PipelineConfig(**{name: options["unet"]["pipeline"][name] for name in TRAINED})
     pipeline.save(out, weights, configs, tokenizer, settings)
-
-
-def finished(path: Path) -> tuple[dict, dict]:
-    """A checkpoint's arrays and metadata; ValueError unless its training reached the end."""
-    if not path.is_file():
-        raise ValueError(f"{path.parent} has no trained {path.stem} ({path.name}): train it first")
-    arrays, metadata = checkpoint.load(path)
-    step, steps = metadata["step"], metadata["options"]["steps"]
-    if step != steps:
-        raise ValueError(f"{path} is at step {step} of {steps}: finish it first, with --resume")
-    return arrays, metadata
 
 
 def averaged(arrays: dict, network: str, separator: str = "/") -> dict:

@@ -20,7 +20,6 @@ from ..nn import Module
 from ..optim import EMA, AdamW, warmup_cosine
 from ..parallel import Shards
 from .dataset import Digits
-from .export import finished
 
 LOG_EVERY = 20  # steps between looks at the loss: each look waits for the device
 FLOOR = 0.02  # of the learning rate, as a share of its peak
@@ -65,6 +64,7 @@ class Stage:
         networks: the networks it trains, by name
         report: the names of the numbers that `gradients` returns, the first being the loss
         baselines: for some of them, the value that an answer of zero would have
+        upstream: fingerprints of the checkpoints it builds upon
     """
 
     name: str
@@ -73,6 +73,7 @@ class Stage:
     networks: dict[str, Module]
     report: tuple[str, ...] = ("loss",)
     baselines: dict[str, float]
+    upstream: dict[str, str] = {}  # noqa: RUF012 - replaced, never changed
 
     def gradients(self, step: int, shards: Shards, parameters) -> list:
         """Add the gradients of batch number `step` to `.grad`; returns the numbers of `report`."""
@@ -81,15 +82,19 @@ class Stage:
     def after_step(self) -> None:
         """Anything to do to the weights after an update."""
 
-    def draw(self, path: Path) -> None:
+    def draw(self, path: Path, shards: Shards) -> None:
         """Save a picture of what the networks (with averaged weights) can do."""
 
     def describe(self) -> dict:
         """Everything that decides the outcome, for the checkpoint: what JSON can hold."""
-        data = self.train.fingerprint()
-        return {"stage": self.name, "data": data, **dataclasses.asdict(self.config)}
+        return {
+            "stage": self.name,
+            "data": self.train.fingerprint(),
+            "upstream": self.upstream,
+            **dataclasses.asdict(self.config),
+        }
 
-    def measure(self) -> dict:
+    def measure(self, shards: Shards) -> dict:
         """What later stages need to know (the latent scale), of the averaged weights."""
         return {}
 
@@ -144,10 +149,10 @@ def run(
             bar.update()
             if saving:
                 log.flush()  # first: rows beyond the checkpoint are dropped, missing ones are lost
-                save_checkpoint(stage, optimizer, ema, path, seed, done)
+                save_checkpoint(stage, optimizer, ema, path, seed, done, shards)
             if done % config.sample_every == 0 or last:
                 with ema.applied():
-                    stage.draw(folder / f"{stage.name}_{done:06d}.png")
+                    stage.draw(folder / f"{stage.name}_{done:06d}.png", shards)
     log.plot()
     optimizer.weights[...] = ema.average
 
@@ -159,12 +164,14 @@ def prepare(stage: Stage) -> tuple[AdamW, EMA]:
     return optimizer, EMA(optimizer, stage.config.ema_decay)
 
 
-def save_checkpoint(stage, optimizer, ema, path: Path, seed: int, step: int) -> None:
+def save_checkpoint(
+    stage: Stage, optimizer: AdamW, ema: EMA, path: Path, seed: int, step: int, shards: Shards
+) -> None:
     """Everything needed to go on from `step`, or to use the averaged weights, in one file."""
     arrays = weights_of(stage, "weights")
     with ema.applied():
         arrays |= weights_of(stage, "ema")
-        measured = stage.measure()
+        measured = stage.measure(shards)
     state = optimizer.state_dict()
     arrays |= {"optimizer/m": to_host(state["m"]), "optimizer/v": to_host(state["v"])}
     metadata = {
@@ -193,9 +200,11 @@ def load_weights(stage: Stage, arrays: dict[str, np.ndarray], prefix: str) -> No
         network.load_state_dict(state)
 
 
-def restore(stage, optimizer, ema, path: Path, seed: int) -> int:
+def restore(stage: Stage, optimizer: AdamW, ema: EMA, path: Path, seed: int) -> int:
     """Go back to a checkpoint; returns its step. ValueError, naming it, for another option."""
     arrays, metadata = checkpoint.load(path)
+    if "step" not in metadata:
+        raise ValueError(f"{path} is not the checkpoint of a training")
     asked = json.loads(json.dumps(stage.describe() | {"seed": seed}))  # tuples become lists
     asked, made = flat(asked), flat(metadata["options"])
     different = [
@@ -236,6 +245,19 @@ def load_trained(stage: Stage, folder: Path) -> dict:
     return metadata["measured"]
 
 
+def finished(path: Path) -> tuple[dict, dict]:
+    """A checkpoint's arrays and metadata; ValueError unless its training reached the end."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no trained {path.stem} ({path.name}): train it first")
+    arrays, metadata = checkpoint.load(path)
+    if "step" not in metadata:
+        raise ValueError(f"{path} is not the checkpoint of a training")
+    step, steps = metadata["step"], metadata["options"]["steps"]
+    if step != steps:
+        raise ValueError(f"{path} is at step {step} of {steps}: finish it first, with --resume")
+    return arrays, metadata
+
+
 def check_finite(stage: Stage, path: Path, step: int, numbers, optimizer: AdamW | None) -> None:
     """Stop a training that has gone astray, before it overwrites the last good checkpoint."""
     finite = np.isfinite(numbers).all()
@@ -244,7 +266,7 @@ def check_finite(stage: Stage, path: Path, step: int, numbers, optimizer: AdamW 
     if not finite:
         shown = ", ".join(describe_numbers(stage, numbers))
         kept = f"{path} keeps the last good step" if path.exists() else "nothing was saved yet"
-        raise ValueError(f"{stage.name}: not finite at step {step} ({shown}); {kept}")
+        raise ValueError(f"{stage.name}: NaN or infinity by step {step} ({shown}); {kept}")
 
 
 def describe_numbers(stage: Stage, numbers) -> list[str]:
@@ -268,9 +290,9 @@ class Log:
         self.rows: list[list] = []
         self.seconds = 0.0  # spent by the runs before this one
         if start and path.is_file():
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
                 rows = list(csv.reader(file))[1:]
-            self.rows = [row for row in rows if int(row[0]) <= start]
+            self.rows = [row for row in rows if self.is_whole(row) and int(row[0]) <= start]
             self.seconds = float(self.rows[-1][-1]) if self.rows else 0.0
 
     def add(self, step: int, numbers: list[float], learning_rate: float) -> None:
@@ -281,6 +303,14 @@ class Log:
         self.rows.append(
             [step, *values, *zeros, norm, f"{learning_rate:.4g}", f"{seconds:.1f}"]
         )
+
+    def is_whole(self, row: list[str]) -> bool:
+        """Whether a row is one of ours; a log that was edited must not stop a training."""
+        try:
+            int(row[0]), [float(cell) for cell in row]
+        except (ValueError, IndexError):
+            return False
+        return len(row) == len(self.header)
 
     def flush(self) -> None:
         lines = [",".join(str(cell) for cell in row) for row in [self.header, *self.rows]]

@@ -19,6 +19,7 @@ from ..tensor import no_grad
 from ..text import Tokenizer
 from .autoencoder import encode_moments
 from .dataset import Digits
+from .export import TRAINED
 from .loop import Stage, StageConfig
 
 
@@ -67,7 +68,7 @@ class UNetStage(Stage):
         threads: int | None = None,
     ):
         self.config, self.settings, self.seed, self.device = config, settings, seed, device
-        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder.to(device)
         self.train = train.captioned()
         network = dataclasses.replace(
             network, cross_attention_dim=text_encoder.config.hidden_size
@@ -98,7 +99,8 @@ class UNetStage(Stage):
 
     def describe(self) -> dict:
         networks = {"network": dataclasses.asdict(self.network.config)}
-        return super().describe() | networks | {"pipeline": dataclasses.asdict(self.settings)}
+        settings = {name: getattr(self.settings, name) for name in TRAINED}
+        return super().describe() | networks | {"pipeline": settings}
 
     def gradients(self, step: int, shards: Shards, parameters) -> list:
         config, n = self.config, self.config.batch_size
@@ -130,7 +132,7 @@ class UNetStage(Stage):
         with no_grad():
             return self.text_encoder(ids).data
 
-    def draw(self, path: Path) -> None:
+    def draw(self, path: Path, shards: Shards) -> None:
         """Ten digits of each of six descriptions."""
         rows = [(0, 0), (0, 2), (1, 1), (2, 0), (2, 2), (None, None)]
         prompts = [captions.caption(digit, *row) for row in rows for digit in range(10)]
