@@ -28,7 +28,10 @@ def cupy_is(monkeypatch):
 
 PROBLEMS = {
     "not installed": (None, r"CuPy is not installed; install it with `pip install -r requirements"),
-    "no driver": (fake_cupy(RuntimeError("no driver\nsecond line")), r"no usable GPU \(no driver\)"),
+    "no driver": (
+        fake_cupy(RuntimeError("no driver\nsecond line")),
+        r"no usable GPU \(no driver\)",
+    ),
     "no GPU": (fake_cupy(OSError()), r"no usable GPU \(OSError\)"),
 }
 

@@ -1,10 +1,12 @@
 """The verdict: bands, causes; and what the evaluation asks for."""
 
+import struct
+
 import numpy as np
 import pytest
 
-from ldm_numpy import evaluation
-from ldm_numpy.data import captions
+from ldm_numpy import evaluation, pipeline
+from ldm_numpy.data import captions, mnist
 from ldm_numpy.evaluation import BANDS, combination_prompts, verdict
 
 GOOD = {
@@ -81,3 +83,61 @@ def test_counts_are_checked_before_any_work():
         evaluation.evaluate(per_combination=0)
     with pytest.raises(ValueError, match="frechet_samples"):
         evaluation.evaluate(frechet_samples=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Eight test digits of each combination, as IDX files, and their attributes."""
+    pictures, labels = mnist.load("test")
+    weights, slants = captions.attributes(pictures)
+    triples = np.stack([labels, weights, slants], 1)
+    index = np.concatenate(
+        [np.flatnonzero((triples == c).all(1))[:8] for c in captions.full_prompts()]
+    )
+    path = tmp_path_factory.mktemp("digits")
+    header = struct.pack(">IIII", 0x803, len(index), 28, 28)
+    (path / "t10k-images-idx3-ubyte").write_bytes(header + pictures[index].tobytes())
+    header = struct.pack(">II", 0x801, len(index))
+    (path / "t10k-labels-idx1-ubyte").write_bytes(header + labels[index].tobytes())
+    return path, mnist.to_float(pictures[index]), triples[index]
+
+
+def draw_from(pixels, triples):
+    """A model that cannot be better: it answers a prompt with a real digit that fits."""
+
+    def draw(pipe, prompts, scale, seed):
+        rng = np.random.default_rng(seed)
+        chosen = []
+        for prompt in prompts:
+            asked = captions.parse(prompt)
+            fits = [a is None or triples[:, i] == a for i, a in enumerate(asked)]
+            chosen.append(rng.choice(np.flatnonzero(np.all(np.broadcast_arrays(*fits), axis=0))))
+        return pixels[chosen]
+
+    return draw
+
+
+def test_a_perfect_model_is_measured_as_perfect(folder, monkeypatch):
+    path, pixels, triples = folder
+    monkeypatch.setattr(evaluation, "draw", draw_from(pixels, triples))
+    metrics = evaluation.evaluate(None, path, "cpu", per_combination=3, frechet_samples=300)
+    assert metrics["sample_slant"] == metrics["sample_stroke"] == 1.0
+    assert metrics["sample_digit"] > 0.97 and metrics["sample_all"] == metrics["sample_digit"]
+    assert 0.95 < metrics["sample_ink"] < 1.05
+    assert metrics["frechet_ratio"] < 2.5
+    assert metrics["clip_score"] > 1
+
+
+def test_a_model_that_mixes_up_weight_and_slant_is_found_out(folder, monkeypatch):
+    path, pixels, triples = folder
+    monkeypatch.setattr(evaluation, "draw", draw_from(pixels, triples[:, [0, 2, 1]]))
+    metrics = evaluation.evaluate(None, path, "cpu", per_combination=3, frechet_samples=300)
+    assert metrics["sample_digit"] > 0.97
+    assert metrics["sample_slant"] == metrics["sample_stroke"] == pytest.approx(1 / 3)
+    assert metrics["sample_all"] < 0.4
+
+
+def test_the_shipped_model_is_within_its_size_and_was_measured():
+    files = list(pipeline.SHIPPED.iterdir())
+    assert sum(file.stat().st_size for file in files) <= 8_000_000
+    assert {"config.json", "metrics.json", "tokenizer.json"} <= {file.name for file in files}

@@ -39,8 +39,27 @@ def test_the_table_of_files_is_complete_and_counts_are_right():
     assert {name: int(n) for name, _, n in rows} == library()
 
 
+def test_imports_point_upward_in_the_table():
+    """Each file imports only from files above it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    order = re.findall(r"^\| \[`([\w/]+\.py)`\]", readme, re.M)
+    place = {name: i for i, name in enumerate(order)}
+    for name in order:
+        path = PACKAGE / name
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = path.parents[node.level - 1] / (node.module or "").replace(".", "/")
+                for target in [base, *(base / alias.name for alias in node.names)]:
+                    found = [target.with_suffix(".py"), target / "__init__.py"]
+                    for file in (str(f.relative_to(PACKAGE)) for f in found if f.is_file()):
+                        if file in place and not file.endswith("__init__.py"):
+                            assert place[file] < place[name], f"{name} imports {file}"
+
+
 def test_the_size_of_the_library_is_reported(capsys):
     total = sum(library().values())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{total:,} lines of code in all" in readme
     with capsys.disabled():
         print(f"\nthe library has {total:,} lines of code", end="")
     assert total > 0

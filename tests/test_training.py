@@ -289,7 +289,8 @@ def test_a_loss_that_turns_nan_stops_the_training(what, value, tmp_path, monkeyp
 
     monkeypatch.setattr(stage, "gradients", spoiled)
     monkeypatch.setattr(stage, "after_step", spoil_weights)
-    with pytest.raises(ValueError, match=r"^classifier: NaN or infinity by step 6 \(loss ") as error:
+    message = r"^classifier: NaN or infinity by step 6 \(loss "
+    with pytest.raises(ValueError, match=message) as error:
         run(stage, tmp_path, 0)
     assert "classifier.safetensors keeps the last good step" in str(error.value)
     arrays, metadata = checkpoint.load(file(tmp_path, "classifier"))
@@ -622,7 +623,8 @@ def test_a_run_ends_with_a_model_folder(text_encoder, tmp_path, monkeypatch):
 
 def test_a_run_that_was_killed_goes_on(whole, tmp_path, monkeypatch):
     """`--resume` skips the finished stages and ends like a run never killed."""
-    monkeypatch.setattr(training.UNetStage, "draw", lambda self, path, shards: None)  # it takes long
+    # Drawing takes long.
+    monkeypatch.setattr(training.UNetStage, "draw", lambda self, path, shards: None)
 
     def fatal(self):
         raise Killed
