@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--frechet-samples", type=int, default=evaluation.FRECHET_SAMPLES, help="for the distance"
     )
     evaluate.add_argument("--out", help="JSON file for the numbers")
+    evaluate.add_argument("--pictures", help="PNG file for a grid of all 90 combinations")
     add_device(evaluate)
 
     export = add("export", export_command, "Write a finished run as a model folder.")
@@ -109,6 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
 def train_command(options) -> None:
     if options.steps is not None and options.what == "all":
         raise ValueError("--steps is for a single stage: name it, as in `train unet --steps 600`")
+    if options.steps is not None and options.steps < 1:
+        raise ValueError(f"--steps must be at least 1, not {options.steps}")
     if options.seed < 0:
         raise ValueError(f"--seed must not be negative, but is {options.seed}")
     device = announce(options)
@@ -171,7 +174,11 @@ def sample_command(options) -> None:
 
 def evaluate_command(options) -> None:
     out = writable(options.out, ".json") if options.out else None
+    pictures = writable(options.pictures, ".png") if options.pictures else None
     device = announce(options)
+    if pictures:
+        draw_overview(pipeline.load(options.model, device, options.threads), pictures)
+        print(f"wrote {pictures}")
     metrics = evaluation.evaluate(
         options.model,
         options.data,

@@ -54,7 +54,7 @@ class PipelineConfig:
     sigma_max: float = 40.0
     sampler: str = "dpmpp_2m"
     num_inference_steps: int = 20
-    guidance_scale: float = 2.0
+    guidance_scale: float = 1.7
 
     def __post_init__(self):
         for name in ("image_size", "padded_size", "latent_size", "num_inference_steps"):

@@ -1,6 +1,7 @@
 """The command line: what it writes, and that every mistake is one line and exit code 2."""
 
 import json
+import struct
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from ldm_numpy import backend, pipeline
 from ldm_numpy.__main__ import describe, main
+from ldm_numpy.data import mnist
 from ldm_numpy.models.clip import MNIST_TEXT, CLIPTextModel
 
 
@@ -118,7 +120,7 @@ def below_a_file(tmp_path):
         (["train", "unet", "--steps", "0"], ["steps", "0"]),
         (["train", "--seed", "-3"], ["seed", "-3"]),
         (["train", "--data", "no/such/data"], ["no/such/data", "does not exist"]),
-        (["train", "unet"], ["autoencoder", "train it first"]),
+        (["train", "unet"], ["perceptual", "train it first"]),
         (["sample", "3", "--out", "s.jpg"], ["s.jpg", ".png"]),
         (["sample", "3", "--out", "s.png", "--trajectory", "s.png"], ["both name", "s.png"]),
         (["sample", "3", "--sampler", ""], ["unknown sampler ''"]),
@@ -163,7 +165,13 @@ def test_unknown_commands_and_options_exit_with_2(capsys):
 
 def test_evaluate_measures_and_writes_its_numbers(tmp_path, capsys):
     out = tmp_path / "metrics.json"
+    pictures, labels = mnist.load("test")
+    header = struct.pack(">IIII", 0x803, 500, 28, 28)
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(header + pictures[:500].tobytes())
+    header = struct.pack(">II", 0x801, 500)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(header + labels[:500].tobytes())
     arguments = ["evaluate", "--per-combination", "1", "--frechet-samples", "64"]
+    arguments += ["--data", str(tmp_path)]
     assert main([*arguments, "--out", str(out), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     metrics = json.loads(out.read_text())

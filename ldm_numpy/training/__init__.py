@@ -7,9 +7,11 @@ folder, and reads what earlier stages left there.
 import dataclasses
 import hashlib
 import os
+from functools import cached_property
 from pathlib import Path
 
 from ..backend import blas_threads, tune_cpu
+from ..data import mnist
 from ..models import autoencoder as autoencoder_models
 from ..models import classifier as classifier_models
 from ..models import clip as clip_models
@@ -22,7 +24,7 @@ from .classifier import ClassifierStage
 from .clip import CLIPStage, train_tokenizer
 from .dataset import Digits
 from .export import export
-from .loop import Stage, StageConfig, load_trained, run
+from .loop import Stage, StageConfig, finished, load_trained, run
 from .unet import UNetStage, UNetStageConfig
 
 STAGES = ("autoencoder", "clip", "unet")
@@ -72,7 +74,15 @@ class Run:
         self.folder, self.seed, self.device, self.threads = Path(folder), seed, device, threads
         self.unet_config = dataclasses.replace(UNET, text_encoder=text_encoder)
         self.steps = steps or {}
-        self.train, self.test = Digits.load("train", data), Digits.load("test", data)
+        self.data = data
+
+    @cached_property
+    def train(self) -> Digits:
+        return Digits.load("train", self.data)
+
+    @cached_property
+    def test(self) -> Digits:
+        return Digits.load("test", self.data)
 
     def config(self, name: str, config: StageConfig) -> StageConfig:
         """The stage's configuration, with the number of steps that was asked for."""
@@ -159,7 +169,8 @@ class Run:
     def fit(self, what: str, resume: bool = False) -> None:
         """Train one stage, or "all" of them; the last leaves a model folder, `model`.
 
-        Raises ValueError before any work if a checkpoint would be overwritten.
+        Raises ValueError before any work if a checkpoint would be overwritten, an earlier stage is
+        missing, or the data cannot be read.
         """
         names = list(STAGES) if what == "all" else [what]
         if "autoencoder" in names:
@@ -171,6 +182,10 @@ class Run:
                 f"{self.folder} holds a training already ({', '.join(existing)}): continue it "
                 "with --resume, or choose another folder with --out"
             )
+        for earlier in ("perceptual", "autoencoder", "clip") if what == "unet" else ():
+            finished(self.folder / f"{earlier}.safetensors")
+        for split in ("train", "test"):
+            mnist.load(split, self.data)
         if self.device == "cpu":
             tune_cpu()
         with blas_threads(1):

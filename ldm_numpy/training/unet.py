@@ -29,8 +29,8 @@ class UNetStageConfig(StageConfig):
 
     P_mean, P_std: ln(sigma) of training is normal with these (Karras et al. 2022, Table 1)
     drop_condition: share of captions replaced by the empty one, for guidance (Ho and Salimans 2022)
-    text_encoder: "frozen" as CLIP left it, or "joint": trained along from there. Frozen is the
-        default: at equal steps it is the better, and a step is cheaper (README has the figures)
+    text_encoder: "frozen" as CLIP left it, as in Stable Diffusion; or "joint": trained along from
+        there, as in the latent diffusion paper
     """
 
     P_mean: float = -0.4
