@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_numpy import ops
-from ldm_numpy.function import Function, is_recording, raw
+from ldm_numpy.function import Function, _mode, raw
 from ldm_numpy.tensor import Tensor, gradients, no_grad
 
 
@@ -107,9 +107,9 @@ def test_raw():
 def test_no_grad_records_and_saves_nothing():
     x = leaf(3)
     with no_grad():
-        assert not is_recording()
+        assert not _mode.recording
         y = Spy.apply(x)
-    assert is_recording()
+    assert _mode.recording
     assert isinstance(y, Tensor) and not y.requires_grad and y.op is None
     assert Spy.instances[0].saved == ()
     assert Spy.instances[0].needs == (False,)
@@ -119,11 +119,11 @@ def test_no_grad_nests_and_survives_an_exception():
     with no_grad():
         with no_grad():
             pass
-        assert not is_recording()
+        assert not _mode.recording
         with pytest.raises(ZeroDivisionError), no_grad():
             _ = 1 / 0
-        assert not is_recording()
-    assert is_recording()
+        assert not _mode.recording
+    assert _mode.recording
 
 
 def test_grad_mode_is_of_its_thread():
@@ -143,7 +143,7 @@ def test_grad_mode_is_of_its_thread():
     thread.join()
     assert seen == {"main": True, "silent": False}
     with no_grad():
-        thread = threading.Thread(target=lambda: seen.update(new=is_recording()))
+        thread = threading.Thread(target=lambda: seen.update(new=_mode.recording))
         thread.start()
         thread.join()
     assert seen["new"]

@@ -67,7 +67,7 @@ def test_memory_does_not_grow_over_50_steps(tmp_path, monkeypatch, no_collector)
     """Through the loop itself, with its log and checkpoints; the collector is off."""
     monkeypatch.setattr(loop.Log, "plot", lambda self: None)
     stage = tiny.stage("unet-joint", steps=60, batch_size=8, checkpoint_every=25, sample_every=60)
-    monkeypatch.setattr(stage, "draw", lambda path: None)
+    monkeypatch.setattr(stage, "draw", lambda path, shards: None)
     held, highest = [], []
 
     def measure():
