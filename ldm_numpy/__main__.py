@@ -199,11 +199,19 @@ def evaluate_command(options) -> None:
 def export_command(options) -> None:
     run, out = Path(options.run), Path(options.out)
     prepare_folder(out)
+    path = run / "model" / "metrics.json"
+    measured = path.read_bytes() if path.is_file() else None
     write_model(run, out)
-    measured = run / "model" / "metrics.json"
-    if measured.is_file():  # of the same weights: `train` measures what it exports
-        checkpoint.write_atomically(out / "metrics.json", measured.read_bytes())
+    settings = pipeline.read_config(out)["pipeline"]
+    if measured and same_settings(json.loads(measured), settings):
+        checkpoint.write_atomically(out / "metrics.json", measured)
     print(f"wrote {out}")
+
+
+def same_settings(metrics: dict, settings: dict) -> bool:
+    """Whether numbers that `train` measured were taken with the settings that are exported."""
+    names = ("guidance_scale", "sampler", "num_inference_steps")
+    return all(metrics.get(name) == settings[name] for name in names)
 
 
 def info_command(options) -> None:

@@ -24,10 +24,9 @@ class Shards:
     """
 
     def __init__(self, size: int | None = None, threads: int | None = None):
-        if size is not None and size < 1:
-            raise ValueError(f"shard size must be at least 1, not {size}")
-        if threads is not None and threads < 1:
-            raise ValueError(f"number of threads must be at least 1, not {threads}")
+        for name, value in (("shard size", size), ("number of threads", threads)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number >= 1, not {value!r}")
         self.size = size
         self.threads = cpu_count() if threads is None else threads
         self._pool = None

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,8 @@ class PipelineConfig:
         image_size, padded_size: side of a picture, and of what the autoencoder sees: paper around
         latent_size: side of the latent
         latent_scale: factor that gives encoded latents standard deviation 1
-        sigma_min, sigma_max: least and largest noise level of sampling, in units of sigma_data
         sigma_data: standard deviation of the scaled latents
+        sigma_min, sigma_max: least and largest noise level of sampling, of the scaled latents
         sampler, num_inference_steps, guidance_scale: defaults of a call
     """
 
@@ -61,8 +62,7 @@ class PipelineConfig:
             whole("PipelineConfig", name, getattr(self, name), at_least=1)
         for name in ("latent_scale", "sigma_data", "sigma_min", "sigma_max", "guidance_scale"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"PipelineConfig: {name} must be a finite number, not {value!r}")
+            finite(f"PipelineConfig: {name}", value)
         if min(self.latent_scale, self.sigma_data) <= 0:
             raise ValueError("PipelineConfig: latent_scale and sigma_data must be positive")
         if not 0 < self.sigma_min < self.sigma_max:
@@ -79,9 +79,16 @@ def whole(where: str, name: str, value, at_least: int) -> int:
     return int(value)
 
 
+def finite(name: str, value) -> float:
+    """`value`, if it is a finite number; ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+    return float(value)
+
+
 def known_sampler(name: str):
     """The sampler of that name; ValueError listing those there are."""
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}: use one of {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
 
@@ -177,8 +184,9 @@ class TextToImage:
         run_sampler = known_sampler(config.sampler if sampler is None else sampler)
         steps = whole("call", "num_inference_steps", steps, at_least=1)
         seed = whole("call", "seed", seed, at_least=0)
-        if not isinstance(scale, int | float) or not math.isfinite(scale):
-            raise ValueError(f"guidance_scale must be a finite number, not {scale!r}")
+        scale = finite("guidance_scale", scale)
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback must be a function, not {callback!r}")
         prompts = texts_of("prompts", list(prompts) if not isinstance(prompts, str) else prompts)
         sigmas = karras_sigmas(steps, config.sigma_min, config.sigma_max)
         shape = (config.latent_size,) * 2 + (self.unet.config.in_channels,)
@@ -187,6 +195,8 @@ class TextToImage:
         negatives = texts_of("negative_prompt", negative_prompt or "")
         if len(negatives) == 1:
             negatives *= len(prompts)
+        if len(negatives) != len(prompts):
+            raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
 
         with blas_threads(1):
             cond = self.encode_prompts(prompts)
@@ -372,6 +382,8 @@ def save(
 
 def _build(folder: Path, build: Callable, section: dict):
     try:
+        if not isinstance(section, dict):
+            raise TypeError(f"{section!r} is no set of options")
         return build(section)
     except (TypeError, KeyError, ValueError, ArithmeticError, MemoryError) as error:
         raise ValueError(f"{folder / 'config.json'} does not fit this program: {error}") from None

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ldm_numpy import backend, pipeline
-from ldm_numpy.__main__ import describe, main
+from ldm_numpy.__main__ import describe, main, same_settings
 from ldm_numpy.data import mnist
 from ldm_numpy.models.clip import MNIST_TEXT, CLIPTextModel
 
@@ -187,3 +187,10 @@ def test_interrupting_exits_with_130(tmp_path, monkeypatch, capsys):
     assert main(["sample", "3", "--device", "cpu", "--out", str(tmp_path / "s.png")]) == 130
     error = capsys.readouterr().err
     assert "interrupted" in error and "--resume" not in error
+
+
+def test_exported_metrics_belong_to_the_exported_settings():
+    settings = {"guidance_scale": 1.7, "sampler": "dpmpp_2m", "num_inference_steps": 20}
+    assert same_settings(settings | {"sample_all": 0.9}, settings | {"latent_scale": 1.0})
+    assert not same_settings(settings | {"guidance_scale": 2.0}, settings)
+    assert not same_settings({}, settings)

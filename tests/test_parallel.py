@@ -222,7 +222,7 @@ def test_slices():
 
 @pytest.mark.parametrize("options", [{"size": 0}, {"size": -3}, {"threads": 0}, {"threads": -1}])
 def test_errors(options):
-    with pytest.raises(ValueError, match="must be at least 1, not"):
+    with pytest.raises(ValueError, match="must be a whole number >= 1, not"):
         Shards(**options)
 
 

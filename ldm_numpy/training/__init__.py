@@ -1,7 +1,7 @@
 """The stages, one after the other: classifiers and autoencoder, CLIP, U-Net; then a model folder.
 
-Every stage leaves `name.safetensors` (checkpoint), `name.csv` (log) and pictures in the run's
-folder, and reads what earlier stages left there.
+Every stage leaves `name.safetensors` (checkpoint), `name.csv` (log) and, where there is something
+to see, pictures in the run's folder, and reads what earlier stages left there.
 """
 
 import dataclasses
@@ -182,7 +182,7 @@ class Run:
                 f"{self.folder} holds a training already ({', '.join(existing)}): continue it "
                 "with --resume, or choose another folder with --out"
             )
-        for earlier in ("perceptual", "autoencoder", "clip") if what == "unet" else ():
+        for earlier in ("perceptual", "reader", "autoencoder", "clip") if what == "unet" else ():
             finished(self.folder / f"{earlier}.safetensors")
         for split in ("train", "test"):
             mnist.load(split, self.data)

@@ -14,8 +14,9 @@ TRAINED = ("image_size", "padded_size", "latent_size", "latent_scale", "sigma_da
 def export(run: str | Path, out: str | Path) -> None:
     """Write the finished run as a model folder: averaged weights in float16, and how to join them.
 
-    Everything comes from the checkpoints; neither data nor options are needed. Raises ValueError
-    where a stage is missing or unfinished.
+    Weights come from the checkpoints, the tokenizer from its file, and how to sample from
+    PipelineConfig's defaults; no data is needed. Raises ValueError where a stage is missing or
+    unfinished.
     """
     run = Path(run)
     if not run.is_dir():
