@@ -19,11 +19,13 @@ from ldm_numpy.function import Function
 from ldm_numpy.gradcheck import vjp_errors
 from ldm_numpy.ops.activation import GELU, Dropout, QuickGELU, ReLU, Sigmoid, SiLU, Softmax, Tanh
 from ldm_numpy.ops.attention import Attention
-from ldm_numpy.ops.conv import Conv2d, Linear
+from ldm_numpy.ops.conv import Conv2d
 from ldm_numpy.ops.embedding import Embedding
+from ldm_numpy.ops.linear import Linear
 from ldm_numpy.ops.loss import ContrastiveLoss, GaussianKL, MSELoss, SoftmaxCrossEntropy
 from ldm_numpy.ops.norm import GroupNorm, LayerNorm
 from ldm_numpy.ops.resample import AveragePool, DepthToSpace, SpaceToDepth, UpsampleNearest
+from ldm_numpy.ops.winograd import WinogradConv2d
 from ldm_numpy.tensor import Tensor, concatenate, gradients, no_grad, where
 
 
@@ -238,6 +240,11 @@ CASES: dict[type[Function], dict[str, Case]] = {
         "one channel in and out": conv_case(image=(2, 4, 5, 1), out=1, padding=1),
         "one channel, no padding": conv_case(image=(2, 4, 5, 1), kernel=(2, 3)),
         "kernel as large as the image": conv_case(kernel=(5, 6)),
+    },
+    WinogradConv2d: {
+        "": conv_case(image=(8, 7, 6, 16), padding=1),
+        "one tile": conv_case(image=(16, 4, 4, 17), out=3, padding=1),
+        "without bias": conv_case(image=(5, 8, 8, 16), out=1, padding=1, bias=False),
     },
     Embedding: {"": Case(lambda w: ops.embedding(w, IDS), normal((5, 3)))},
     MSELoss: {

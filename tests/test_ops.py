@@ -12,7 +12,9 @@ import scipy.signal
 import scipy.special
 
 from ldm_numpy import ops
-from ldm_numpy.ops.conv import col2im, column_sum, im2col
+from ldm_numpy.ops.conv import Conv2d, col2im, im2col
+from ldm_numpy.ops.linear import column_sum
+from ldm_numpy.ops.winograd import WinogradConv2d
 from ldm_numpy.tensor import Tensor, gradients
 
 
@@ -189,6 +191,59 @@ def test_conv2d_refuses(rng):
     with pytest.raises(ValueError, match="kernel 3x2 is larger than the padded image 6x1"):
         ops.conv2d(x[:, :, :1], w, padding=(1, 1, 0, 0))
     assert ops.conv2d(x[:, :1, :1], w, padding=(0, 2, 1, 0)).shape == (1, 1, 1, 4)
+
+
+# Winograd's convolution ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 8), (16, 4), (7, 7), (9, 14), (6, 5), (1, 1)])
+def test_winograd_is_the_same_convolution(rng, size):
+    x, w, b = (rng.standard_normal(s) for s in ((3, *size, 5), (3, 3, 5, 2), (2,)))
+    expected = convolve(x, w, 1, (1, 1, 1, 1))
+    check(WinogradConv2d.apply(x, w, None), expected)
+    check(WinogradConv2d.apply(x, w, b), expected + b)
+
+
+def test_winograd_rounds_little(rng):
+    x = rng.standard_normal((4, 16, 16, 64), np.float32)
+    w = rng.standard_normal((3, 3, 64, 32), np.float32)
+    exact = Conv2d.apply(x.astype(float), w.astype(float), None, stride=1, padding=(1, 1, 1, 1))
+    y = WinogradConv2d.apply(x, w, None)
+    assert y.dtype == np.float32
+    assert np.linalg.norm(y - exact) < 2e-6 * np.linalg.norm(exact)
+
+
+def test_winograd_of_views(rng):
+    """As it stands in memory, neither an image nor a gradient need be contiguous."""
+    x = rng.standard_normal((2, 3, 8, 9)).transpose(0, 3, 2, 1)[:, ::-1]  # (N, 9, 8, 3)
+    gy = rng.standard_normal((2, 4, 9, 8)).transpose(0, 2, 3, 1)  # (N, 9, 8, 4)
+    w = Tensor(rng.standard_normal((3, 3, 3, 4)), requires_grad=True)
+    options = {"stride": 1, "padding": (1, 1, 1, 1)}
+    results = []
+    for op, keywords in ((WinogradConv2d, {}), (Conv2d, options)):
+        image = Tensor(x, requires_grad=True)
+        results.append(gradients(op.apply(image, w, None, **keywords), [image, w], gy))
+    for got, expected in zip(*results):
+        check(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "options", "pays"),
+    [
+        ((16, 8, 8, 16), (3, 3, 16, 4), {"padding": 1}, True),
+        ((16, 7, 7, 16), (3, 3, 16, 4), {"padding": 1}, True),
+        ((16, 8, 8, 4), (3, 3, 4, 16), {"padding": 1}, False),  # few channels
+        ((2, 8, 8, 16), (3, 3, 16, 4), {"padding": 1}, False),  # few outputs
+        ((64, 2, 2, 16), (3, 3, 16, 4), {"padding": 1}, False),  # tiles mostly outside
+        ((16, 8, 8, 16), (3, 3, 16, 4), {"padding": 1, "stride": 2}, False),
+        ((16, 8, 8, 16), (3, 3, 16, 4), {}, False),
+        ((16, 8, 8, 16), (1, 3, 16, 4), {"padding": 1}, False),
+    ],
+)
+def test_where_winograd_is_chosen(rng, image, kernel, options, pays):
+    x, w = rng.standard_normal(image), rng.standard_normal(kernel)
+    y = ops.conv2d(Tensor(x, requires_grad=True), w, **options)
+    assert isinstance(y.op, WinogradConv2d if pays else Conv2d)
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (3, 2)])

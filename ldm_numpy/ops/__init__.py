@@ -5,8 +5,9 @@ Channels come last everywhere: images (N, H, W, C), tokens (N, T, D).
 
 from .activation import dropout, gelu, quick_gelu, relu, sigmoid, silu, softmax, tanh
 from .attention import attention
-from .conv import conv2d, linear
+from .conv import conv2d
 from .embedding import embedding
+from .linear import linear
 from .loss import contrastive_loss, gaussian_kl, mse_loss, softmax_cross_entropy
 from .norm import group_norm, layer_norm
 from .resample import average_pool, depth_to_space, space_to_depth, upsample_nearest

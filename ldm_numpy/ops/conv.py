@@ -1,15 +1,12 @@
-"""Linear maps: over the last axis (`linear`) and over a sliding window (`conv2d`).
+"""Convolution: a linear map over a sliding window.
 
 A convolution is one matrix product once every window has been copied into a row (im2col).
 """
 
 from ..backend import array_module
-from ..function import Function
-
-
-def column_sum(rows):
-    """Sum over the rows of a matrix, (M, C) -> (C,). As a product it is several times faster."""
-    return array_module(rows).ones(len(rows), rows.dtype) @ rows
+from ..function import Function, raw
+from .linear import Linear, column_sum
+from .winograd import WinogradConv2d, winograd_pays
 
 
 def pad_sides(x, padding):
@@ -49,25 +46,6 @@ def col2im(columns, shape, kernel_h: int, kernel_w: int, stride: int):
             cols = slice(j, j + stride * w_out, stride)
             x[:, rows, cols] += columns[:, :, :, i, j]
     return x
-
-
-class Linear(Function):
-    """y = x w + b;  gx = gy w^T, gw = x^T gy, gb = sum of gy over all but its last axis."""
-
-    def forward(self, x, w, b):
-        self.save(x, w)
-        y = x.reshape(-1, w.shape[0]) @ w  # (M, Dout)
-        if b is not None:
-            y += b
-        return y.reshape(*x.shape[:-1], w.shape[1])  # (..., Dout)
-
-    def backward(self, gy):
-        x, w = self.saved
-        gy = gy.reshape(-1, w.shape[1])  # (M, Dout)
-        gx = (gy @ w.T).reshape(x.shape) if self.needs[0] else None
-        gw = x.reshape(-1, w.shape[0]).T @ gy if self.needs[1] else None
-        gb = column_sum(gy) if self.needs[2] else None
-        return gx, gw, gb
 
 
 class Conv2d(Function):
@@ -119,13 +97,6 @@ class Conv2d(Function):
         return gx, gw, gb
 
 
-def linear(x, w, b=None):
-    """x w + b over the last axis: x (..., Din), w (Din, Dout), b (Dout,) -> (..., Dout)."""
-    if x.shape[-1] != w.shape[0]:
-        raise ValueError(f"linear: x {x.shape} must be (..., {w.shape[0]}) for a weight {w.shape}")
-    return Linear.apply(x, w, b)
-
-
 def conv2d(x, w, b=None, *, stride: int = 1, padding: int | tuple[int, int, int, int] = 0):
     """Convolve (in fact correlate, as the field does) an image with a kernel.
 
@@ -150,4 +121,6 @@ def conv2d(x, w, b=None, *, stride: int = 1, padding: int | tuple[int, int, int,
         )
     if w.shape[:2] == (1, 1) and stride == 1 and not any(padding):
         return Linear.apply(x, w[0, 0], b)  # a window of one pixel: nothing to copy
+    if padding == (1, 1, 1, 1) and winograd_pays(raw(x), raw(w), stride):
+        return WinogradConv2d.apply(x, w, b)
     return Conv2d.apply(x, w, b, stride=stride, padding=padding)
