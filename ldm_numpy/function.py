@@ -51,7 +51,6 @@ class Function:
         needs:  one bool an input: must backward return its gradient?
         saved:  the arrays forward kept for backward
         inputs: the inputs as given (Tensors, arrays, None): the edges of the graph
-        shape:  shape of the output, against which gy is checked
     """
 
     tensor_type: type = type(None)  # tensor.py sets it: imports point one way
@@ -69,7 +68,7 @@ class Function:
 
     def save(self, *arrays) -> None:
         """Keep `arrays` for backward, unless nobody will ask for it."""
-        if any(self.needs):
+        if True in self.needs:
             self.saved = arrays
 
     @classmethod
@@ -81,14 +80,15 @@ class Function:
         the graph when recording is on and some input requires a gradient.
         """
         tensor = Function.tensor_type
+        are_tensors = [isinstance(x, tensor) for x in inputs]
+        arrays = [x.data if is_tensor else x for x, is_tensor in zip(inputs, are_tensors)]
         op = cls()
         recording = _mode.recording
-        op.needs = tuple([recording and isinstance(x, tensor) and x.requires_grad for x in inputs])
-        y = op.forward(*[raw(x) for x in inputs], **options)
-        if not any(isinstance(x, tensor) for x in inputs):
+        op.needs = tuple([recording and t and x.requires_grad for x, t in zip(inputs, are_tensors)])
+        y = op.forward(*arrays, **options)
+        if True not in are_tensors:
             return y
-        if not any(op.needs):
+        if True not in op.needs:
             return tensor(y)
         op.inputs = inputs
-        op.shape = y.shape
         return tensor(y, requires_grad=True, op=op)

@@ -7,6 +7,7 @@ the shard size. A GPU runs the whole batch as one shard.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 from .backend import array_module, cpu_count
 from .function import no_grad
@@ -83,11 +84,10 @@ class Shards:
             seed = array_module(values[0].data).full((), share, values[0].dtype)
             return [v.data * share for v in values], gradients(values[0], parameters, seed)
 
-        totals = None
-        for values, parts in self.map(work, self.slices(n)):
-            _accumulate(parameters, parts)
-            totals = values if totals is None else [a + b for a, b in zip(totals, values)]
-        return totals
+        first, *others = self._accumulate(work, self.slices(n), parameters)
+        for values in others:
+            first = [a + b for a, b in zip(first, values)]
+        return first
 
     def coupled_backward(self, towers, loss, n: int, parameters, coupled_parameters=()):
         """Like `backward`, for a loss that looks at the whole batch at once, such as CLIP's.
@@ -112,20 +112,41 @@ class Shards:
         ]
         total = loss(*gathered)
         g = gradients(total, [*gathered, *coupled_parameters])
-        _accumulate(coupled_parameters, g[len(gathered) :])
+        _add(coupled_parameters, g[len(gathered) :])
 
         def work(item):
             rows, outputs = item
             # A linear stand-in for the loss: its gradient in each output is that output's gy.
             stand_in = sum((y * gy[rows]).sum() for y, gy in zip(outputs, g))
-            return gradients(stand_in, parameters)
+            return None, gradients(stand_in, parameters)
 
-        for parts in self.map(work, zip(slices, graphs)):
-            _accumulate(parameters, parts)
+        self._accumulate(work, zip(slices, graphs), parameters)
         return total.data
 
+    def _accumulate(self, work, items, parameters) -> list:
+        """Add the gradients of each work(item) -> (result, gradients) to `.grad`, in order; returns
+        the results.
 
-def _accumulate(parameters, parts) -> None:
+        A thread adds its own shard's gradients, as soon as the shard before has: the other threads
+        go on meanwhile, and no gradients lie about until somebody comes for them.
+        """
+        items = list(items)
+        added = [Event() for _ in items]
+
+        def work_and_add(i):
+            try:
+                result, parts = work(items[i])
+                if i > 0:
+                    added[i - 1].wait()  # it began earlier: threads take shards in order
+                _add(parameters, parts)
+            finally:
+                added[i].set()  # after an error too: nobody shall wait for ever
+            return result
+
+        return list(self.map(work_and_add, range(len(items))))
+
+
+def _add(parameters, parts) -> None:
     for parameter, g in zip(parameters, parts):
         if parameter.grad is None:
             parameter.grad = g.copy()

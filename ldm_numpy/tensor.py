@@ -26,13 +26,16 @@ class Tensor:
     __array_priority__ = 1000  # `array + tensor` asks the Tensor first
 
     def __init__(self, data, requires_grad: bool = False, op: Function | None = None):
-        if isinstance(data, Tensor):
-            raise ValueError("Tensor(data) takes an array, not another Tensor: use x.detach()")
-        if not hasattr(data, "dtype"):
-            data = np.asarray(data, dtype=np.float32)
+        if type(data) is not np.ndarray:  # what remains is rare, or on a GPU
+            if isinstance(data, Tensor):
+                raise ValueError("Tensor(data) takes an array, not another Tensor: use x.detach()")
+            if not hasattr(data, "dtype"):
+                data = np.asarray(data, dtype=np.float32)
+            elif isinstance(data, np.generic):
+                data = np.asarray(data)
         if requires_grad and data.dtype.kind != "f":
             raise ValueError(f"only floating point data has gradients, not {data.dtype}")
-        self.data = np.asarray(data) if isinstance(data, np.generic) else data
+        self.data = data
         self.grad = None
         self.requires_grad = requires_grad
         self.op = op

@@ -17,7 +17,17 @@ from ldm_numpy import ops
 from ldm_numpy import primitives as p
 from ldm_numpy.function import Function
 from ldm_numpy.gradcheck import vjp_errors
-from ldm_numpy.ops.activation import GELU, Dropout, QuickGELU, ReLU, Sigmoid, SiLU, Softmax, Tanh
+from ldm_numpy.ops.activation import (
+    GEGLU,
+    GELU,
+    Dropout,
+    QuickGELU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Tanh,
+)
 from ldm_numpy.ops.attention import Attention
 from ldm_numpy.ops.conv import Conv2d
 from ldm_numpy.ops.embedding import Embedding
@@ -194,6 +204,12 @@ CASES: dict[type[Function], dict[str, Case]] = {
     ReLU: {"": Case(ops.relu, beside((0,), 4, 5))},
     SiLU: elementwise(ops.silu),
     GELU: elementwise(ops.gelu),
+    GEGLU: {
+        "": Case(ops.geglu, normal((2, 3, 8))),
+        "one vector": Case(ops.geglu, normal((6,))),
+        "image": Case(ops.geglu, normal((2, 3, 1, 2))),
+        "several blocks": Case(ops.geglu, normal((5, 3 * 2**13))),
+    },
     QuickGELU: elementwise(ops.quick_gelu),
     Softmax: {
         "last axis": Case(ops.softmax, normal((2, 3, 5))),

@@ -5,6 +5,7 @@ Gradients: test_gradients.py.
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -63,6 +64,50 @@ def test_activation_of_huge_values(op, dtype):
 def test_relu_has_slope_zero_at_zero():
     x = Tensor(np.array([-1.0, 0.0, 1.0]), requires_grad=True)
     check(gradients(ops.relu(x), [x], np.ones(3))[0], [0, 0, 1])
+
+
+def test_gelu_in_single_precision(rng):
+    """Within a few roundings of x or of 1, also in the tail, where P(x) is lost below 6e-8."""
+    data = np.linspace(-8, 8, 20_001, dtype=np.float32)
+    x, double = (Tensor(data.astype(d), requires_grad=True) for d in (np.float32, np.float64))
+    y, exact = ops.gelu(x), ops.gelu(double)
+    assert (np.abs(y.data - exact.data) <= 2e-7 * np.maximum(np.abs(data), 1)).all()
+    (gx,) = gradients(y, [x], np.ones_like(data))
+    (expected,) = gradients(exact, [double], np.ones(data.shape))
+    assert np.abs(gx - expected).max() < 5e-7
+
+
+def half_gelu(h):
+    """The plain geglu."""
+    half = h.shape[-1] // 2
+    return h[..., :half] * ops.gelu(h[..., half:])
+
+
+# The last two are cut into several blocks, one of them with rows that are left over.
+@pytest.mark.parametrize("shape", [(2,), (3, 6), (2, 3, 4, 10), (2, 150, 512), (1001, 202)])
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-6), (np.float64, 1e-14)])
+def test_geglu(rng, shape, dtype, tolerance):
+    data = 2 * rng.standard_normal(shape)
+    h = Tensor(data.astype(dtype), requires_grad=True)
+    double = Tensor(h.data.astype(np.float64), requires_grad=True)
+    y, expected = ops.geglu(h), half_gelu(double)
+    assert y.dtype == dtype
+    check(y, expected.data, tolerance)
+    # A gradient that is the middle of a larger array, as behind a concatenation.
+    gy = rng.standard_normal((*shape[:-1], 3 * y.shape[-1])).astype(dtype)
+    gy = gy[..., y.shape[-1] : 2 * y.shape[-1]]
+    (gh,) = gradients(y, [h], gy)
+    assert gh.dtype == dtype
+    check(gh, gradients(expected, [double], gy.astype(np.float64))[0], tolerance)
+
+
+def test_geglu_of_nothing():
+    assert ops.geglu(np.zeros((0, 3, 4))).shape == (0, 3, 2)
+
+
+def test_geglu_refuses():
+    with pytest.raises(ValueError, match=r"geglu: .*\(2, 5\) must be even"):
+        ops.geglu(np.ones((2, 5)))
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -311,6 +356,35 @@ def test_norms_in_single_precision_far_from_zero(rng):
     check(ops.group_norm(x, ones, zeros, groups=2), expected, 1e-3)
     expected = naive_group_norm(double.reshape(-1, 4), 1, 0, 1, 1e-5).reshape(x.shape)
     check(ops.layer_norm(x, ones, zeros), expected, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "offset, spread, tolerance", [(3, 1, 2e-6), (1000, 1, 1e-3), (0, 1e-4, 2e-6), (1, 1e-2, 1e-4)]
+)
+@pytest.mark.parametrize(
+    "norm",
+    [
+        ops.layer_norm,
+        partial(ops.group_norm, groups=2),
+        partial(ops.group_norm, groups=2, silu=True),
+    ],
+    ids=["layer", "group", "group and silu"],
+)
+def test_norms_in_single_precision(rng, norm, offset, spread, tolerance):
+    """Output and gradients, far from zero and of small variance, as those of float64."""
+    data = offset + spread * rng.standard_normal((3, 6, 5, 8))
+    single = [a.astype(np.float32) for a in (data, *rng.standard_normal((2, 8)))]
+    double = [a.astype(np.float64) for a in single]
+    # A gradient that is the middle of a larger array, as behind a concatenation.
+    gy = rng.standard_normal((3, 6, 5, 24)).astype(np.float32)[..., 8:16]
+    results = []
+    for arrays in (single, double):
+        inputs = [Tensor(a, requires_grad=True) for a in arrays]
+        y = norm(*inputs)
+        results.append([y.data, *gradients(y, inputs, gy.astype(y.dtype))])
+    for actual, expected in zip(*results):
+        assert actual.dtype == np.float32
+        assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
 
 
 def test_norms_of_a_constant_are_beta():

@@ -4,8 +4,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from ldm_numpy import optim
 from ldm_numpy.nn import Linear, Module, Parameter
 from ldm_numpy.optim import EMA, AdamW, warmup_cosine
+from ldm_numpy.parallel import Shards
 
 
 class Net(Module):
@@ -48,6 +50,44 @@ def test_adamw_is_the_papers_loop(rng, decay):
         for p, expected in zip(net.parameters(), weights):
             np.testing.assert_allclose(p.data, expected, rtol=1e-12, atol=1e-14)
     assert optimizer.step_count == 6
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("piece", [1, 5, 18, 23])  # 18 of the 24 numbers decay
+def test_pieces_and_threads_change_no_bit(piece, threads, monkeypatch, rng):
+    """Where a piece ends, and who works on it, in float32; decay ends inside a piece or with it."""
+
+    def train(map):
+        net = Net().astype(np.float32)
+        optimizer = AdamW(net.parameters(), weight_decay=0.1, map=map)
+        average = EMA(optimizer, 0.9)
+        for gradient in gradients:
+            optimizer.gradient[...] = gradient
+            optimizer.step(0.1)
+            average.update()
+        return [optimizer.weights, optimizer.m, optimizer.v, average.average]
+
+    gradients = rng.normal(size=(4, 24))
+    expected = train(map)
+    monkeypatch.setattr(optim, "PIECE", piece)
+    for a, b in zip(train(Shards(None, threads).map), expected):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("piece, ends", [(10, [10, 20, 24]), (24, [24]), (100, [24])])
+def test_pieces_cover_the_buffers(piece, ends, monkeypatch):
+    monkeypatch.setattr(optim, "PIECE", piece)
+    pieces = []
+    AdamW(Net().parameters()).each_piece(pieces.append)
+    assert [p.stop for p in pieces] == ends
+    assert [p.start for p in pieces] == [0, *ends[:-1]]
+
+
+def test_an_error_in_a_piece_reaches_the_caller(monkeypatch):
+    monkeypatch.setattr(optim, "PIECE", 10)
+    for map_ in (map, Shards(None, 2).map):
+        with pytest.raises(ZeroDivisionError):
+            AdamW(Net().parameters(), map=map_).each_piece(lambda piece: 1 // (piece.start - 10))
 
 
 def test_a_step_leaves_the_gradient_alone(rng):

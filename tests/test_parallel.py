@@ -1,10 +1,11 @@
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 
-from ldm_numpy import ops
+from ldm_numpy import ops, parallel
 from ldm_numpy.function import _mode
 from ldm_numpy.nn import Linear, Module, Parameter
 from ldm_numpy.parallel import Shards
@@ -84,6 +85,28 @@ def test_gradients_are_added_in_shard_order_whoever_is_first(data):
     _, expected = sharded(Net(np.float32), x, target, 2, 1)
     for p, e in zip(parameters, expected):
         np.testing.assert_array_equal(p.grad, e)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_do_not_wait_in_memory(data, threads, monkeypatch):
+    """Those of as many shards as threads, even while the first shard keeps all others waiting."""
+    net, lock, alive, most = Net(), threading.Lock(), [], []
+    gradients = parallel.gradients
+
+    def counted(y, parameters, gy=None):
+        parts = gradients(y, parameters, gy)
+        with lock:
+            alive.append(weakref.ref(parts[0]))
+            most.append(sum(part() is not None for part in alive))
+        return parts
+
+    def loss(rows):
+        time.sleep(0.1 if rows.start == 0 else 0)
+        return [ops.mse_loss(net(data[0][rows]), data[1][rows])]
+
+    monkeypatch.setattr(parallel, "gradients", counted)
+    Shards(2, threads).backward(loss, N, net.parameters()[:4])
+    assert len(most) == 6 and max(most) <= threads
 
 
 def test_backward_adds_to_what_is_there(data):

@@ -396,14 +396,15 @@ class Batches:
 
 
 def texts_of(stage, monkeypatch, steps):
-    """The captions of each batch, as the tokenizer is given them."""
-    seen, encode = [], stage.tokenizer
+    """The captions of each batch, as what encodes them is given them."""
+    encoder = "conditions" if isinstance(stage, UNetStage) else "tokenizer"
+    seen, encode = [], getattr(stage, encoder)
 
     def recording(texts):
         seen.append(list(texts))
         return encode(texts)
 
-    monkeypatch.setattr(stage, "tokenizer", recording)
+    monkeypatch.setattr(stage, encoder, recording)
     for step in range(steps):
         stage.gradients(step, Batches(), [])
     return seen
@@ -533,9 +534,20 @@ def test_frozen_is_unchanged_and_joint_is_not(undisturbed):
         assert stored == (kind == "unet-joint")
         assert stage.pipeline.text_encoder is stage.text_encoder  # pictures use the same
     frozen, joint = (undisturbed(kind)[1] for kind in ("unet-frozen", "unet-joint"))
-    ids = frozen.tokenizer(["seven"])
-    assert isinstance(frozen.states(ids), np.ndarray)
-    assert joint.states(ids).requires_grad
+    assert frozen.conditions(["seven"]).shape == (1, 12, 16)
+    assert (joint.conditions(["seven"]) == joint.tokenizer(["seven"])).all()
+
+
+def test_a_frozen_text_encoder_is_asked_once_a_caption(monkeypatch):
+    stage = tiny.stage("unet-frozen")
+    asked = []
+    tokenizer = stage.tokenizer
+    monkeypatch.setattr(stage, "tokenizer", lambda texts: asked.append(texts) or tokenizer(texts))
+    states = stage.conditions(["seven", "a thin 3", "seven"])
+    assert asked == [["seven"], ["a thin 3"]]
+    assert (stage.conditions(["seven"])[0] == states[2]).all() and len(asked) == 2
+    expected = stage.text_encoder(tokenizer(["seven", "a thin 3", "seven"])).data
+    np.testing.assert_allclose(states, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_latent_scale_gives_unit_deviation():

@@ -108,9 +108,7 @@ class GEGLU(Module):
         self.proj = Linear(dim, 2 * dout)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.proj(x)  # (N, T, 2 Dout)
-        half = h.shape[-1] // 2
-        return h[..., :half] * ops.gelu(h[..., half:])  # (N, T, Dout)
+        return ops.geglu(self.proj(x))  # (N, T, 2 Dout) -> (N, T, Dout)
 
 
 class FeedForward(Module):

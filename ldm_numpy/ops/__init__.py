@@ -3,7 +3,7 @@
 Channels come last everywhere: images (N, H, W, C), tokens (N, T, D).
 """
 
-from .activation import dropout, gelu, quick_gelu, relu, sigmoid, silu, softmax, tanh
+from .activation import dropout, geglu, gelu, quick_gelu, relu, sigmoid, silu, softmax, tanh
 from .attention import attention
 from .conv import conv2d
 from .embedding import embedding
@@ -21,6 +21,7 @@ __all__ = [
     "dropout",
     "embedding",
     "gaussian_kl",
+    "geglu",
     "gelu",
     "group_norm",
     "layer_norm",

@@ -2,16 +2,65 @@
 
 import math
 
+import numpy as np
+
 from ..backend import array_module, erf
 from ..function import Function
 
 
-def stable_sigmoid(x):
-    """1 / (1 + exp(-x)) as (1 + tanh(x / 2)) / 2, which cannot overflow. Arrays in and out."""
-    y = array_module(x).tanh(x * 0.5)
-    y *= 0.5
-    y += 0.5
-    return y
+def sigmoid_gate(half_x):
+    """2 s(x) = 1 + tanh(x / 2), s the sigmoid, from x / 2; it cannot overflow. Arrays in and out.
+
+    silu(x) = x s(x) is then x / 2 times the gate: whoever can fold the half into a scale that he
+    applies anyway spares a pass over the array.
+    """
+    gate = array_module(half_x).tanh(half_x)
+    gate += 1
+    return gate
+
+
+def twice_silu_slope(y, gate):
+    """2 silu'(x) = 2 (s + y (1 - s)) from y = silu(x) and gate = 2 s(x). Arrays in and out."""
+    slope = 2 - gate
+    slope *= y
+    slope += gate
+    return slope
+
+
+def normal_cdf(x, out=None):
+    """P(x) = (1 + erf(x / sqrt 2)) / 2, into `out` when given. Arrays in and out."""
+    cdf = array_module(x).multiply(erf(x * math.sqrt(0.5)), 0.5, out=out)
+    cdf += 0.5
+    return cdf
+
+
+def gelu_slope(x, cdf):
+    """gelu'(x) = P + x p, the density p = exp(-x^2 / 2) / sqrt(2 pi). Arrays in and out."""
+    xp = array_module(x)
+    slope = xp.multiply(x, x, out=xp.empty_like(x))
+    slope *= -0.5
+    xp.exp(slope, out=slope)
+    slope *= 1 / math.sqrt(2 * math.pi)
+    slope *= x
+    slope += cdf
+    return slope
+
+
+def halves(h):
+    """The two halves of the last axis, as views: (..., 2 D) -> (..., D), (..., D)."""
+    half = h.shape[-1] // 2
+    return h[..., :half], h[..., half:]
+
+
+def row_blocks(rows):
+    """Slices that cut `rows` (M, D) into blocks of 2^15 elements or so; on a GPU, into one.
+
+    A function of many passes takes one block after the other, so that its temporaries stay in a
+    processor's cache from pass to pass.
+    """
+    size = 2**15 if array_module(rows) is np else rows.size
+    step = max(1, size // rows.shape[1])
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
 def stable_softmax(x, axis: int = -1):
@@ -26,7 +75,8 @@ class Sigmoid(Function):
     """y = 1 / (1 + e^-x);  gx = gy y (1 - y)."""
 
     def forward(self, x):
-        y = stable_sigmoid(x)
+        y = sigmoid_gate(0.5 * x)
+        y *= 0.5
         self.save(y)
         return y
 
@@ -61,16 +111,20 @@ class ReLU(Function):
 
 
 class SiLU(Function):
-    """y = x s(x), s the sigmoid;  gx = gy s (1 + x (1 - s)). (Elfwing et al. 2017)"""
+    """y = x s(x), s the sigmoid;  gx = gy (s + y (1 - s)). (Elfwing et al. 2017)"""
 
     def forward(self, x):
-        s = stable_sigmoid(x)
-        self.save(x, s)
-        return x * s
+        y = 0.5 * x
+        gate = sigmoid_gate(y)
+        y *= gate
+        self.save(y, gate)
+        return y
 
     def backward(self, gy):
-        x, s = self.saved
-        return (gy * s * (1 + x * (1 - s)),)
+        gx = twice_silu_slope(*self.saved)
+        gx *= 0.5
+        gx *= gy
+        return (gx,)
 
 
 class GELU(Function):
@@ -81,30 +135,72 @@ class GELU(Function):
     """
 
     def forward(self, x):
-        cdf = 0.5 * (1 + erf(x * math.sqrt(0.5)))
+        cdf = normal_cdf(x)
         self.save(x, cdf)
         return x * cdf
 
     def backward(self, gy):
-        x, cdf = self.saved
-        density = array_module(x).exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-        return (gy * (cdf + x * density),)
+        gx = gelu_slope(*self.saved)
+        gx *= gy
+        return (gx,)
+
+
+class GEGLU(Function):
+    """y = a gelu(b), the last axis of h being a and b side by side.  (..., 2 D) -> (..., D).
+
+    ga = gy gelu(b),  gb = gy a gelu'(b), written side by side into one array.
+    (Shazeer 2020, "GLU variants improve transformer")
+    """
+
+    def forward(self, h):
+        rows = h.reshape(-1, h.shape[-1])  # (M, 2 D)
+        xp = array_module(h)
+        y = xp.empty((len(rows), rows.shape[1] // 2), h.dtype)  # (M, D)
+        cdf = xp.empty_like(y)
+        for block in row_blocks(y):
+            (a, b), p, product = halves(rows[block]), cdf[block], y[block]
+            normal_cdf(b, out=p)
+            xp.multiply(b, p, out=product)
+            product *= a
+        self.save(rows, cdf)
+        return y.reshape(*h.shape[:-1], y.shape[1])
+
+    def backward(self, gy):
+        rows, cdf = self.saved
+        xp = array_module(gy)
+        gy_rows = gy.reshape(cdf.shape)  # (M, D)
+        gh = xp.empty_like(rows)  # (M, 2 D)
+        for block in row_blocks(cdf):
+            (a, b), (ga, gb) = halves(rows[block]), halves(gh[block])
+            p, g = cdf[block], gy_rows[block]
+            xp.multiply(b, p, out=ga)
+            ga *= g
+            slope = gelu_slope(b, p)
+            slope *= a
+            xp.multiply(slope, g, out=gb)
+        return (gh.reshape(*gy.shape[:-1], gh.shape[1]),)
 
 
 class QuickGELU(Function):
-    """y = x s(1.702 x), s the sigmoid: CLIP's approximation of GELU.
+    """y = x s(1.702 x) = silu(1.702 x) / 1.702, s the sigmoid: CLIP's approximation of GELU.
 
-    gx = gy s (1 + 1.702 x (1 - s)).
+    gx = gy silu'(1.702 x).
     """
 
     def forward(self, x):
-        s = stable_sigmoid(1.702 * x)
-        self.save(x, s)
-        return x * s
+        y = (1.702 / 2) * x
+        gate = sigmoid_gate(y)
+        y *= gate
+        y *= 1 / 1.702
+        self.save(y, gate)
+        return y
 
     def backward(self, gy):
-        x, s = self.saved
-        return (gy * s * (1 + 1.702 * x * (1 - s)),)
+        y, gate = self.saved
+        gx = twice_silu_slope(1.702 * y, gate)
+        gx *= 0.5
+        gx *= gy
+        return (gx,)
 
 
 class Softmax(Function):
@@ -162,6 +258,13 @@ def silu(x):
 def gelu(x):
     """x times the normal distribution function of x, exactly, elementwise."""
     return GELU.apply(x)
+
+
+def geglu(h):
+    """a gelu(b), where h (..., 2 D) is a and b side by side. ValueError for an odd last axis."""
+    if h.shape[-1] % 2:
+        raise ValueError(f"geglu: the last axis of {h.shape} must be even")
+    return GEGLU.apply(h)
 
 
 def quick_gelu(x):

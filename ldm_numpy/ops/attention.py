@@ -2,9 +2,14 @@
 
 import math
 
+import numpy as np
+
 from ..backend import array_module
-from ..function import Function, raw
-from .activation import stable_softmax
+from ..function import Function
+
+# Bytes of scores worked on at a time. On a processor they go from one product through softmax into
+# the next while they are in its second-level cache; a GPU wants few and large kernels.
+CPU_BLOCK, GPU_BLOCK = 2**20, 2**30
 
 
 def split_heads(x, heads: int):
@@ -27,41 +32,139 @@ class Attention(Function):
         gS = P (gP - sum over keys of gP P)      (softmax)
         gq = gS k / sqrt(d),  gk = gS^T q / sqrt(d)
     (Vaswani et al. 2017, "Attention is all you need", equation 1)
+
+    S and P exist for one block at a time: some images, some heads of one image, or some queries of
+    one head. Where queries are cut, P as a whole is too large to keep; backward computes it again
+    from what is small, as exp(S - log-sum-exp of S) (Dao et al. 2022, "FlashAttention", whose
+    blocks cut the keys too).
+
+    S and P are held transposed, (N, heads, S, T): keys come before queries, so that a sum or
+    maximum over keys runs along all queries at once, and not along one short row after the other.
     """
 
-    def forward(self, q, k, v, *, heads: int, mask, recorder):
+    def forward(self, q, k, v, *, heads: int, mask, causal: bool, recorder):
+        xp = array_module(q)
         q, k, v = (split_heads(x, heads) for x in (q, k, v))
-        self.scale = 1 / math.sqrt(q.shape[-1])
-        scores = (q * self.scale) @ k.swapaxes(-1, -2)  # (N, heads, T, S)
-        weights = stable_softmax(scores) if mask is None else masked_softmax(scores, mask)
+        n, _, t, d = q.shape
+        s = k.shape[2]
+        self.scale = 1 / math.sqrt(d)
+        self.mask = None if mask is None else xp.broadcast_to(mask, (n, heads, t, s))
+        self.causal = causal
+        rows = (CPU_BLOCK if xp is np else GPU_BLOCK) // (s * q.itemsize)
+        self.blocks = blocks(n, heads, t, s, causal, rows)
+        y = split_heads(xp.empty((n, t, heads * d), q.dtype), heads)  # (N, heads, T, d)
+        seen = None if recorder is None else xp.zeros((n, heads, t, s), q.dtype)
+        kept = []
+        for at, to in self.blocks:
+            p = self.scores(q, k, at, to)  # (N, heads, S, T)
+            log_sum = softmax_over_keys(p)
+            xp.matmul(p.swapaxes(2, 3), v[to], out=y[at])
+            if any(self.needs):
+                kept.append(p if at[2] == slice(0, t) else log_sum)
+            if recorder is not None:
+                seen[(*at, to[2])] = p.swapaxes(2, 3)
         if recorder is not None:
-            recorder(weights)
-        self.save(q, k, v, weights)
-        return merge_heads(weights @ v)
+            recorder(seen)
+        self.save(q, k, v, kept)
+        return merge_heads(y)
 
     def backward(self, gy):
-        q, k, v, weights = self.saved
-        gy = split_heads(gy, q.shape[1])  # (N, heads, T, d)
-        gv = merge_heads(weights.swapaxes(-1, -2) @ gy) if self.needs[2] else None
-        gs = gy @ v.swapaxes(-1, -2)  # (N, heads, T, S)
-        gs -= (gs * weights).sum(-1, keepdims=True)
-        gs *= weights
-        gs *= self.scale
-        gq = merge_heads(gs @ k) if self.needs[0] else None
-        gk = merge_heads(gs.swapaxes(-1, -2) @ q) if self.needs[1] else None
-        return gq, gk, gv
+        q, k, v, kept = self.saved
+        xp = array_module(gy)
+        n, heads, t, d = q.shape
+        gy = split_heads(gy, heads)
+        gq, gk, gv = (
+            split_heads(xp.zeros((n, x.shape[2], heads * d), gy.dtype), heads) if needed else None
+            for x, needed in zip((q, k, v), self.needs)
+        )
+        for (at, to), p in zip(self.blocks, kept):
+            if at[2] != slice(0, t):
+                log_sum, p = p, self.scores(q, k, at, to)
+                p -= log_sum
+                xp.exp(p, out=p)
+            gs = products(v[to], gy[at], self.scale)
+            gs -= xp.einsum("nhst,nhst->nht", gs, p)[:, :, None]
+            gs *= p  # (N, heads, S, T)
+            if gq is not None:
+                xp.matmul(gs.swapaxes(2, 3), k[to], out=gq[at])
+            if gk is not None:
+                add_product(gk[to], gs, q[at], at)
+            if gv is not None:
+                add_product(gv[to], p, gy[at], at)
+        return tuple([g if g is None else merge_heads(g) for g in (gq, gk, gv)])
+
+    def scores(self, q, k, at, to):
+        """S of a block, (N, heads, S, T), with minus infinity where a query may not look."""
+        xp = array_module(q)
+        scores = products(k[to], q[at], self.scale)
+        if self.mask is not None:
+            look = self.mask[(*at, to[2])].swapaxes(2, 3)
+            scores = xp.where(look, scores, -math.inf)
+        if self.causal:
+            queries, keys = xp.arange(at[2].start, at[2].stop), xp.arange(to[2].stop)
+            scores = xp.where(keys[:, None] <= queries, scores, -math.inf)
+        return scores
 
 
-def masked_softmax(scores, mask):
-    """Softmax over the last axis among the places where `mask` is true; all zero where none is."""
+def blocks(n: int, heads: int, t: int, s: int, causal: bool, rows: int) -> list[tuple]:
+    """Cut n images of t queries a head into blocks of about `rows` queries.
+
+    A block is as many whole images as fit, else whole heads of one image, else a part of a head.
+    It is a pair of indices: (images, heads, queries) into queries, (images, heads, keys) into keys.
+    Causal queries need no keys that come after the last of them.
+    """
+    return [
+        ((i, h, j), (i, h, slice(0, min(j.stop, s) if causal else s)))
+        for i in cut(n, rows // (heads * t))
+        for h in cut(heads, rows // t)
+        for j in cut(t, rows)
+    ]
+
+
+def cut(n: int, most: int) -> list[slice]:
+    """0..n in nearly equal slices of at most `most`, and at least one."""
+    count = math.ceil(n / max(1, most))
+    return [slice(i * n // count, (i + 1) * n // count) for i in range(count)]
+
+
+def products(a, b, scale: float):
+    """scale a b^T in each head: (N, heads, S, d), (N, heads, T, d) -> (N, heads, S, T).
+
+    b^T is laid out first: a product of two plain matrices is much faster than one that has to
+    transpose. On a processor the result lies in memory as (N, S, heads, T): the queries of all
+    heads in one row, which a pass over keys takes in one sweep.
+    """
+    xp = array_module(a)
+    b = b.swapaxes(2, 3).copy()  # (N, heads, d, T)
+    b *= scale
+    if xp is not np:
+        return a @ b
+    n, heads, s, _ = a.shape
+    y = np.empty((n, s, heads, b.shape[3]), b.dtype).transpose(0, 2, 1, 3)
+    return np.matmul(a, b, out=y)
+
+
+def softmax_over_keys(scores):
+    """Turn scores (N, heads, S, T) into weights, in place. Returns log-sum-exp (N, heads, 1, T).
+
+    A query that may look nowhere, all of whose scores are minus infinity, gets weights of zero.
+    """
     xp = array_module(scores)
-    lowest = xp.finfo(scores.dtype).min
-    weights = xp.where(mask, scores, lowest)
-    weights -= weights.max(-1, keepdims=True)
-    xp.exp(weights, out=weights)
-    weights *= mask
-    weights /= xp.maximum(weights.sum(-1, keepdims=True), xp.finfo(scores.dtype).tiny)
-    return weights
+    limits = xp.finfo(scores.dtype)
+    highest = xp.maximum(scores.max(2, keepdims=True), limits.min)  # -inf - -inf would be nan
+    scores -= highest
+    xp.exp(scores, out=scores)
+    total = xp.maximum(scores.sum(2, keepdims=True), limits.tiny)  # 1 or more, but for nowhere
+    scores *= 1 / total
+    return highest + xp.log(total)
+
+
+def add_product(total, a, b, at) -> None:
+    """total += a b, where total is still zero at the first queries of a head."""
+    if at[2].start == 0:
+        array_module(a).matmul(a, b, out=total)
+    else:
+        total += a @ b
 
 
 def attention(q, k, v, *, heads: int = 1, mask=None, causal: bool = False, recorder=None):
@@ -82,8 +185,4 @@ def attention(q, k, v, *, heads: int = 1, mask=None, causal: bool = False, recor
             f"attention: q {q.shape}, k {k.shape}, v {v.shape} must be (N, T, D), (N, S, D) and "
             "(N, S, D)"
         )
-    if causal:
-        xp = array_module(raw(q))
-        triangle = xp.tri(q.shape[1], k.shape[1], dtype=bool)  # (T, S)
-        mask = triangle if mask is None else mask & triangle
-    return Attention.apply(q, k, v, heads=heads, mask=mask, recorder=recorder)
+    return Attention.apply(q, k, v, heads=heads, mask=mask, causal=causal, recorder=recorder)

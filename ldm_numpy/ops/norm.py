@@ -2,39 +2,44 @@
 
 from ..backend import array_module
 from ..function import Function
-from .activation import stable_sigmoid
+from .activation import sigmoid_gate, twice_silu_slope
 
 
 class GroupNorm(Function):
     """Normalise each sample over space and a group of channels; optionally apply SiLU.
 
-    With m and v the mean and variance over a group, r = 1 / sqrt(v + eps), x^ = (x - m) r:
-        z = gamma x^ + beta,    y = z, or y = silu(z) = z s(z)
-    Backward, with gz = gy, or gz = gy s (1 + z (1 - s)):
+    With m and v the mean and variance over a group, r = 1 / sqrt(v + eps), c = x - m, x^ = c r:
+        z = gamma x^ + beta,    y = z, or y = silu(z)
+    Backward, with gz = gy, or gz = gy silu'(z):
         gbeta = sum gz,   ggamma = sum gz x^   (over samples and space)
         gx = r (gamma gz - mean(gamma gz) - x^ mean(gamma gz x^))   (means over the group)
     The last two terms are what the mean and the variance owe to x.
     (Wu and He 2018, "Group normalization")
 
-    Sums over space are products with a vector of ones, per channel; what remains to be summed over
-    a group is tiny. Only x is kept, and the mean and r of each sample's groups.
+    An array is passed over as seldom as possible: sums over space are products with a vector of
+    ones, per channel, and what remains to be summed over a group is tiny; r, gamma and beta are
+    folded into one scale and one shift a channel, and so is SiLU's half (see sigmoid_gate). The
+    scale meets c and never x itself, which loses no digits when the mean is large.
     """
 
     def forward(self, x, gamma, beta, *, groups: int, eps: float, silu: bool):
-        self.groups, self.silu = groups, silu
+        self.groups, self.half = groups, 0.5 if silu else 1.0
         xp = array_module(x)
         rows = x.reshape(len(x), -1, x.shape[-1])  # (N, M, C)
-        mean = self.group_mean(xp.ones((1, rows.shape[1]), x.dtype) @ rows, rows.shape[1])
-        z = rows - mean
+        ones = xp.ones((1, rows.shape[1]), x.dtype)
+        centred = rows - self.group_mean(ones @ rows, rows.shape[1])
         # Two passes: the variance of the centred values never cancels to something negative.
-        var = self.group_mean(xp.ones((1, rows.shape[1]), x.dtype) @ (z * z), rows.shape[1])
+        var = self.group_mean(ones @ (centred * centred), rows.shape[1])
         rstd = 1 / xp.sqrt(var + eps)  # (N, 1, C)
-        self.save(rows, mean, rstd, gamma, beta)
-        z *= rstd * gamma
-        z += beta
+        y = centred * (rstd * gamma * self.half)
+        y += beta * self.half
         if silu:
-            z *= stable_sigmoid(z)
-        return z.reshape(x.shape)
+            gate = sigmoid_gate(y)
+            y *= gate
+            self.save(centred, rstd, gamma, y, gate)
+        else:
+            self.save(centred, rstd, gamma)
+        return y.reshape(x.shape)
 
     def group_mean(self, channel_sums, pixels: int):
         """Means over groups, spread to channels again: sums (N, 1, C) -> means (N, 1, C)."""
@@ -45,29 +50,24 @@ class GroupNorm(Function):
         return xp.broadcast_to(per_group, (n, self.groups, c // self.groups)).reshape(n, 1, c)
 
     def backward(self, gy):
-        rows, mean, rstd, gamma, beta = self.saved
+        centred, rstd, gamma, *activation = self.saved
         xp = array_module(gy)
-        pixels = rows.shape[1]
-        ones = xp.ones((1, pixels), gy.dtype)
-        gz = gy.reshape(rows.shape)  # (N, M, C)
-        normed = rows - mean
-        normed *= rstd
-        if self.silu:
-            z = normed * gamma
-            z += beta
-            s = stable_sigmoid(z)
-            z *= 1 - s
-            z += 1
-            z *= s
-            z *= gz
-            gz = z
-        sum_gz = ones @ gz  # (N, 1, C)
-        sum_gz_normed = ones @ (gz * normed)  # (N, 1, C)
+        pixels = centred.shape[1]
+        gz = gy.reshape(centred.shape)  # (N, M, C)
+        own = None  # an array that may be written to; gy may not
+        if activation:
+            own = twice_silu_slope(*activation)
+            own *= gz
+            gz = own  # twice gz: `half` makes up for it, in the sums and in the scale
+        weights = xp.full((1, pixels), self.half, gy.dtype)
+        product = gz * centred
+        sum_gz = weights @ gz  # (N, 1, C)
+        sum_gz_normed = (weights @ product) * rstd  # (N, 1, C)
         gx = None
         if self.needs[0]:
-            gx = gz * (rstd * gamma)
-            normed *= rstd * self.group_mean(sum_gz_normed * gamma, pixels)
-            gx -= normed
+            gx = xp.multiply(gz, rstd * gamma * self.half, out=own)
+            by_variance = rstd * rstd * self.group_mean(sum_gz_normed * gamma, pixels)
+            gx -= xp.multiply(centred, by_variance, out=product)
             gx -= rstd * self.group_mean(sum_gz * gamma, pixels)
             gx = gx.reshape(gy.shape)
         return gx, sum_gz_normed.sum((0, 1)), sum_gz.sum((0, 1))
@@ -87,23 +87,24 @@ class LayerNorm(Function):
         normed = rows - rows @ average
         rstd = 1 / xp.sqrt((normed * normed) @ average + eps)  # (M, 1)
         normed *= rstd
-        self.save(normed, rstd, gamma, average)
+        self.save(normed, rstd, gamma)
         y = normed * gamma
         y += beta
         return y.reshape(x.shape)
 
     def backward(self, gy):
-        normed, rstd, gamma, average = self.saved
+        normed, rstd, gamma = self.saved
         rows = gy.reshape(normed.shape)  # (M, D)
-        gy_normed = rows * normed
+        product = rows * normed
         ones = array_module(gy).ones(len(rows), gy.dtype)
-        ggamma, gbeta = ones @ gy_normed, ones @ rows
+        ggamma, gbeta = ones @ product, ones @ rows
         gx = None
         if self.needs[0]:
-            gy_normed *= gamma
+            average = (gamma / len(gamma))[:, None]  # rows @ average = mean(gamma rows)
+            by_mean, by_variance = rows @ average, product @ average  # (M, 1)
             gx = rows * gamma
-            gx -= gx @ average
-            gx -= normed * (gy_normed @ average)
+            gx -= normed * by_variance
+            gx -= by_mean
             gx *= rstd
             gx = gx.reshape(gy.shape)
         return gx, ggamma, gbeta

@@ -104,10 +104,10 @@ class AutoencoderStage(Stage):
 
     def measure(self, shards: Shards) -> dict:
         """The factor that gives latents standard deviation 1, from 2,048 training digits."""
-        mean, variance = encode_moments(
-            self.network, self.train.pixels(slice(0, 2048)), self.padded_size, shards, self.device
+        mean, std = encode_moments(
+            self.network, self.train.images[:2048], self.padded_size, shards, self.device
         )
-        second_moment = float((mean * mean + variance).mean())
+        second_moment = float((mean * mean + std * std).mean())
         return {"latent_scale": 1 / np.sqrt(second_moment - float(mean.mean()) ** 2)}
 
     def draw(self, path: Path, shards: Shards) -> None:
@@ -129,14 +129,15 @@ def images_side(config: AutoencoderConfig) -> int:
     return -(-mnist.SIDE // step) * step
 
 
-def encode_moments(network: AutoencoderKL, pixels, padded_size: int, shards: Shards, device: str):
-    """Mean and variance of the latents of images (N, 28, 28, 1), arrays on the host."""
+def encode_moments(network: AutoencoderKL, digits, padded_size: int, shards: Shards, device: str):
+    """Mean and standard deviation of the latents of digits (N, 28, 28) uint8, on the host."""
 
-    def moments(x):
-        mean, logvar = network.encode(to_device(images.pad_to(x, padded_size), device))
-        return np.concatenate([to_host(mean.data), np.exp(to_host(logvar.data))], axis=-1)
+    def moments(digits):
+        pixels = to_device(images.pad_to(mnist.to_float(digits), padded_size), device)
+        mean, logvar = network.encode(pixels)
+        return np.concatenate([to_host(mean.data), np.exp(to_host(logvar.data) * 0.5)], axis=-1)
 
-    both = shards.forward(moments, pixels)  # (N, h, w, 2C)
+    both = shards.forward(moments, digits)  # (N, h, w, 2C)
     channels = both.shape[-1] // 2
     return both[..., :channels], both[..., channels:]
 

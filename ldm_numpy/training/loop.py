@@ -117,7 +117,7 @@ def run(
     config = stage.config
     path = folder / f"{stage.name}.safetensors"
     shards = Shards(config.shard_size if device == "cpu" else None, threads)
-    optimizer, ema = prepare(stage)
+    optimizer, ema = prepare(stage, shards)
     start = 0
     if path.exists():
         if not resume:
@@ -157,10 +157,10 @@ def run(
     optimizer.weights[...] = ema.average
 
 
-def prepare(stage: Stage) -> tuple[AdamW, EMA]:
+def prepare(stage: Stage, shards: Shards) -> tuple[AdamW, EMA]:
     """An optimizer over all the stage's networks, and the average of its weights."""
     parameters = [p for network in stage.networks.values() for p in network.parameters()]
-    optimizer = AdamW(parameters, weight_decay=stage.config.weight_decay)
+    optimizer = AdamW(parameters, weight_decay=stage.config.weight_decay, map=shards.map)
     return optimizer, EMA(optimizer, stage.config.ema_decay)
 
 
@@ -300,9 +300,7 @@ class Log:
         zeros = [baselines[name] for name in self.stage.report if name in baselines]
         seconds = self.seconds + time.perf_counter() - self.began
         *values, norm = [f"{v:.6g}" for v in numbers]
-        self.rows.append(
-            [step, *values, *zeros, norm, f"{learning_rate:.4g}", f"{seconds:.1f}"]
-        )
+        self.rows.append([step, *values, *zeros, norm, f"{learning_rate:.4g}", f"{seconds:.1f}"])
 
     def is_whole(self, row: list[str]) -> bool:
         """Whether a row is one of ours; a log that was edited must not stop a training."""

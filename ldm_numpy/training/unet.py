@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import images
-from ..backend import generator, to_device
+from ..backend import generator, to_device, to_host
 from ..data import captions, mnist
 from ..diffusion.denoiser import EDMDenoiser, edm_loss, edm_sigmas
 from ..models.autoencoder import AutoencoderKL
@@ -75,8 +75,10 @@ class UNetStage(Stage):
         )
         self.network = UNet(network, seed=seed).to(device)
         self.networks = {"unet": self.network}
-        if config.text_encoder == "joint":
+        self.learns_text = config.text_encoder == "joint"
+        if self.learns_text:
             self.networks["text_encoder"] = text_encoder
+        self.known_states: dict[str, np.ndarray] = {}  # of a frozen text encoder, (T, D)
         self.baselines = {"loss": 1.0}
         self.denoiser = EDMDenoiser(self.network, settings.sigma_data)
         self.pipeline = TextToImage(
@@ -86,16 +88,16 @@ class UNetStage(Stage):
     @cached_property
     def posteriors(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of every training image's scaled latent, (N, h, w, C)."""
-        pixels, settings = self.train.pixels(slice(None)), self.settings
-        mean, variance = encode_moments(
+        mean, std = encode_moments(
             self.pipeline.autoencoder,
-            pixels,
-            settings.padded_size,
+            self.train.images,
+            self.settings.padded_size,
             self.pipeline.shards,
             self.device,
         )
-        scale = np.float32(settings.latent_scale)
-        return mean * scale, np.sqrt(variance) * scale
+        mean *= self.settings.latent_scale
+        std *= self.settings.latent_scale
+        return mean, std
 
     def describe(self) -> dict:
         networks = {"network": dataclasses.asdict(self.network.config)}
@@ -117,20 +119,29 @@ class UNetStage(Stage):
         sigma = to_device(edm_sigmas(levels, config.P_mean, config.P_std), self.device)
         texts = self.train.captions(index, self.seed, self.name, step)
         drop = generator(self.seed, self.name, step, "drop").random(n) < config.drop_condition
-        ids = self.tokenizer(["" if d else text for d, text in zip(drop, texts)])  # (N, T)
+        given = self.conditions(["" if d else text for d, text in zip(drop, texts)])
 
         def loss(rows):
-            cond = self.states(ids[rows])
+            cond = self.text_encoder(given[rows]) if self.learns_text else given[rows]
             return [edm_loss(self.denoiser, clean[rows], sigma[rows], noise[rows], cond)]
 
         return shards.backward(loss, n, parameters)
 
-    def states(self, ids):
-        """Token states (n, T, D): a Tensor to learn through, or a plain array when frozen."""
-        if self.config.text_encoder == "joint":
-            return self.text_encoder(ids)
-        with no_grad():
-            return self.text_encoder(ids).data
+    def conditions(self, texts: list[str]):
+        """What the loss is given of the texts: token ids (N, T) to learn through or, when frozen,
+        token states (N, T, D), an array on the device.
+
+        A frozen encoder has the same answer every time, so each caption is encoded once; on its
+        own, for the last digits of a matrix product depend on how many rows it has.
+        """
+        if self.learns_text:
+            return self.tokenizer(texts)
+        for text in texts:
+            if text not in self.known_states:
+                with no_grad():
+                    states = self.text_encoder(self.tokenizer([text])).data  # (1, T, D)
+                self.known_states[text] = to_host(states[0])
+        return to_device(np.stack([self.known_states[text] for text in texts]), self.device)
 
     def draw(self, path: Path, shards: Shards) -> None:
         """Ten digits of each of six descriptions."""
