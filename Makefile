@@ -5,7 +5,7 @@ RUN    ?= runs/mnist
 BIN    := .venv/bin
 export PROMPT
 
-.PHONY: train-mnist sample evaluate test test-slow lint clean
+.PHONY: train-mnist sample evaluate bench test test-slow lint clean
 
 train-mnist: .venv/ready .venv/gpu
 	$(BIN)/python -m ldm_numpy train all --out "$(RUN)" --seed 0 --resume
@@ -15,6 +15,10 @@ sample: .venv/ready
 
 evaluate: .venv/ready
 	$(BIN)/python -m ldm_numpy evaluate
+
+# Ten minutes, on a machine that does nothing else. BENCH="--quick --only unet" for a look.
+bench: .venv/bench
+	$(BIN)/python -m benchmarks $(BENCH)
 
 test: .venv/dev lint
 	$(BIN)/python -m pytest -m "not slow"
@@ -34,6 +38,10 @@ lint: .venv/dev
 
 .venv/dev: requirements-dev.txt .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.venv/bench: benchmarks/requirements.txt .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	touch $@
 
 # Where an NVIDIA driver answers, CuPy of its CUDA major version; elsewhere nothing.

@@ -26,6 +26,7 @@ from .models.clip import CLIP, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 from .models.unet import UNet, UNetConfig
 from .nn import Module
 from .parallel import Shards
+from .tensor import concatenate
 from .text import Tokenizer
 
 VERSION = 1
@@ -202,7 +203,7 @@ class TextToImage:
             cond = self.encode_prompts(prompts)
             uncond = self.encode_prompts(negatives) if scale != 1 else None
             return run_sampler(
-                guide(self.denoiser, scale, uncond),
+                guide(self.denoiser, scale, uncond, join=lambda *states: concatenate(states)),
                 to_device(noise, self.device) * sigmas[0],
                 sigmas,
                 cond,

@@ -209,6 +209,22 @@ def test_guidance_calls_once_at_scale_one_and_twice_otherwise():
     assert sorted(calls[1:]) == ["nothing", "seven"]
 
 
+@pytest.mark.parametrize("sigma", [0.8, np.linspace(0.5, 2, 6)], ids=["number", "each"])
+def test_joined_guidance_is_one_call_and_the_same(sigma):
+    calls = []
+
+    def D(x, sigma, cond):
+        """Depends on the rows of x, sigma and cond, each in its own way."""
+        calls.append(len(x))
+        return x * np.reshape(sigma, (-1, 1)) + cond
+
+    rng = np.random.default_rng(3)
+    x, cond, uncond = rng.standard_normal((3, 6, 2))
+    joined = guide(D, 3.0, uncond, join=lambda *conds: np.concatenate(conds))(x, sigma, cond)
+    assert calls == [12]
+    np.testing.assert_allclose(joined, guide(D, 3.0, uncond)(x, sigma, cond))
+
+
 def test_guidance_and_negative_prompts_move_samples_the_right_way():
     """Along the line between two classes: asking for right goes right, the more so with a larger
     scale, and further still when left is what to avoid."""

@@ -174,11 +174,11 @@ def test_encode_and_decode_use_one_scale(pipe):
 # Guidance ----------------------------------------------------------------------------------
 
 
-def test_without_guidance_the_network_runs_once_a_step(pipe, calls):
+def test_guidance_is_twice_the_rows_and_no_guidance_is_not(pipe, calls):
     pipe.sample(["seven"], num_inference_steps=3, guidance_scale=1, sampler="euler")
-    assert len(calls) == 3
+    assert [len(x) for x in calls] == [1] * 3
     pipe.sample(["seven"], num_inference_steps=3, guidance_scale=2, sampler="euler")
-    assert len(calls) == 3 + 6
+    assert [len(x) for x in calls] == [1] * 3 + [2] * 3
 
 
 def test_guidance_goes_past_the_prompt_away_from_the_negative(pipe):

@@ -22,7 +22,7 @@ import numpy as np
 from .. import ops
 from ..backend import array_module
 from ..function import raw
-from ..tensor import Tensor, no_grad
+from ..tensor import Tensor, concatenate, no_grad
 
 
 def per_sample(sigma, x):
@@ -151,7 +151,7 @@ def score(D, x, sigma, cond=None):
     return (D(x, sigma, cond) - x) / per_sample(sigma, x) ** 2
 
 
-def guide(D, guidance_scale: float, uncond=None):
+def guide(D, guidance_scale: float, uncond=None, join=None):
     """Classifier-free guidance: D_u + guidance_scale (D_c - D_u), itself a D.
 
     D_c is D given the condition, D_u is D given `uncond`: the value that stands for "no condition",
@@ -159,6 +159,9 @@ def guide(D, guidance_scale: float, uncond=None):
     larger scales go past it, away from what `uncond` describes. A negative prompt is therefore
     nothing but another `uncond`.
     Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", eq. 6, where guidance_scale = 1 + w.
+
+    `join(uncond, cond)` makes one condition for twice the rows; with it both are one evaluation of
+    D, which is faster where an evaluation costs something however few its rows.
 
     Raises ValueError for a scale that is not finite.
     """
@@ -168,7 +171,12 @@ def guide(D, guidance_scale: float, uncond=None):
         return D
 
     def guided(x, sigma, cond=None):
-        without = D(x, sigma, uncond)
-        return without + (D(x, sigma, cond) - without) * guidance_scale
+        if join is None:
+            without, given = D(x, sigma, uncond), D(x, sigma, cond)
+        else:
+            sigmas = concatenate([sigma, sigma]) if getattr(sigma, "shape", ()) else sigma
+            both = D(concatenate([x, x]), sigmas, join(uncond, cond))
+            without, given = both[: len(x)], both[len(x) :]
+        return without + (given - without) * guidance_scale
 
     return guided
