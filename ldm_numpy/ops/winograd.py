@@ -82,18 +82,19 @@ def windows(x):
 
 
 def windows_adjoint(tiles, shape):
-    """Adjoint of `windows`: (N*tiles, 36, C) -> `shape`; where windows overlap, they add up."""
+    """Adjoint of `windows`: (N*tiles, 36, C), which it writes to -> `shape`.
+
+    A window overlaps its neighbours by two pixels, whose parts are added up where they lie in the
+    window's middle, its pixels 1 to 4; the middles make up the image.
+    """
     n, height, width, c = shape
     rows, columns = tiles_along(height), tiles_along(width)
     tiles = tiles.reshape(n, rows, columns, WINDOW, WINDOW, c)
-    x = array_module(tiles).zeros((n, rows + 1, TILE, columns + 1, TILE, c), tiles.dtype)
-    blocks = x.transpose(0, 1, 3, 2, 4, 5)  # (N, rows + 1, columns + 1, 4, 4, C), a view
-    blocks[:, :-1, :-1] = tiles[:, :, :, :TILE, :TILE]
-    blocks[:, 1:, :-1, :2] += tiles[:, :, :, TILE:, :TILE]  # what reaches into the tile below
-    blocks[:, :-1, 1:, :, :2] += tiles[:, :, :, :TILE, TILE:]  # ... to the right
-    blocks[:, 1:, 1:, :2, :2] += tiles[:, :, :, TILE:, TILE:]
-    x = x.reshape(n, TILE * (rows + 1), TILE * (columns + 1), c)
-    return x[:, 1 : height + 1, 1 : width + 1]
+    tiles[:, :-1, :, 4] += tiles[:, 1:, :, 0]  # from below
+    tiles[:, 1:, :, 1] += tiles[:, :-1, :, 5]  # from above
+    tiles[:, :, :-1, :, 4] += tiles[:, :, 1:, :, 0]  # from the right
+    tiles[:, :, 1:, :, 1] += tiles[:, :, :-1, :, 5]  # from the left
+    return join(tiles[:, :, :, 1:5, 1:5], shape)
 
 
 def cut(y):
