@@ -39,7 +39,7 @@ class StageConfig:
 
     steps: int
     batch_size: int = 128
-    shard_size: int = 32
+    shard_size: int = 64
     learning_rate: float = 2e-3
     warmup: int = 50
     weight_decay: float = 0.01
