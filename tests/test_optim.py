@@ -6,7 +6,7 @@ import pytest
 
 from ldm_numpy import optim
 from ldm_numpy.nn import Linear, Module, Parameter
-from ldm_numpy.optim import EMA, AdamW, warmup_cosine
+from ldm_numpy.optim import EMA, AdamW, Muon, orthogonal, warmup_cosine
 from ldm_numpy.parallel import Shards
 
 
@@ -52,14 +52,15 @@ def test_adamw_is_the_papers_loop(rng, decay):
     assert optimizer.step_count == 6
 
 
+@pytest.mark.parametrize("kind", [AdamW, Muon])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("piece", [1, 5, 18, 23])  # 18 of the 24 numbers decay
-def test_pieces_and_threads_change_no_bit(piece, threads, monkeypatch, rng):
+def test_pieces_and_threads_change_no_bit(kind, piece, threads, monkeypatch, rng):
     """Where a piece ends, and who works on it, in float32; decay ends inside a piece or with it."""
 
     def train(map):
         net = Net().astype(np.float32)
-        optimizer = AdamW(net.parameters(), weight_decay=0.1, map=map)
+        optimizer = kind(net.parameters(), weight_decay=0.1, map=map)
         average = EMA(optimizer, 0.9)
         for gradient in gradients:
             optimizer.gradient[...] = gradient
@@ -101,10 +102,76 @@ def test_a_step_leaves_the_gradient_alone(rng):
     assert not any(p.grad.any() for p in net.parameters())
 
 
-def test_parameters_and_gradients_are_views_into_flat_buffers(rng):
+# Muon --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 4), (3, 4, 7), (1, 5, 5), (2, 1, 3)])
+def test_orthogonal_is_roughly_the_svd_without_its_singular_values(rng, shape):
+    size = min(shape[1:])
+    u, v = (np.linalg.qr(rng.normal(size=(shape[0], n, size)))[0] for n in shape[1:])
+    singular = rng.uniform(0.05, 1, (shape[0], 1, size))
+    x = 30 * (u * singular) @ v.swapaxes(1, 2)
+    y = orthogonal(x)
+    assert y.shape == shape
+    inside = u.swapaxes(1, 2) @ y @ v  # diagonal where U and V are those of x
+    np.testing.assert_allclose(y, u @ inside @ v.swapaxes(1, 2), atol=1e-12)
+    diagonal = np.einsum("bii->bi", inside)
+    assert ((diagonal > 0.6) & (diagonal < 1.25)).all()
+    np.testing.assert_allclose(inside, diagonal[:, None] * np.eye(size), atol=1e-10)
+    assert not orthogonal(0 * x).any()  # a gradient of zero is no division by zero
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_muon_is_its_formula_for_matrices_and_adamw_for_vectors(rng, decay):
+    net, adamw_net = Net(), Net()
+    optimizer = Muon(net.parameters(), momentum=0.8, weight_decay=decay)
+    adamw = AdamW(adamw_net.parameters(), weight_decay=decay)
+    weights = [p.data.copy() for p in net.parameters()]
+    momenta = [0.0] * len(weights)
+    for t in range(1, 5):
+        lr = 0.1 / t
+        gradients = set_gradients(net, rng)
+        for p, g in zip(adamw_net.parameters(), gradients):
+            p.grad[...] = g
+        adamw.step(lr)
+        optimizer.step(lr)
+        for i, (p, same) in enumerate(zip(net.parameters(), adamw_net.parameters())):
+            if p.ndim < 2:
+                np.testing.assert_allclose(p.data, same.data, rtol=1e-12)
+                continue
+            momenta[i] = 0.8 * momenta[i] + gradients[i]
+            u = gradients[i] + 0.8 * momenta[i]
+            rows, columns = u.size // u.shape[-1], u.shape[-1]
+            update = orthogonal(u.reshape(1, rows, columns)).reshape(u.shape)
+            size = 0.2 * max(rows, columns) ** 0.5
+            weights[i] = weights[i] - lr * (size * update + decay * weights[i])
+            np.testing.assert_allclose(p.data, weights[i], rtol=1e-10, atol=1e-12)
+    assert optimizer.step_count == 4
+
+
+def test_muon_stacks_matrices_of_one_shape():
+    """Each where the buffer has it, whatever lies between them in the network."""
+
+    class Layers(Module):
+        def __init__(self):
+            self.a, self.b, self.c = Linear(4, 3), Linear(2, 5), Linear(4, 3)
+            self.kernel = Parameter((2, 2, 1, 3))  # as a matrix, 4 x 3 too
+
+    net = Layers()
+    optimizer = Muon(net.parameters())
+    assert [stack[1:] for stack in optimizer.stacks] == [(1, 2, 5), (3, 4, 3)]
+    for place, *shape in optimizer.stacks:
+        optimizer.weights[place].reshape(shape)[-1] = 7
+    assert (net.b.weight.data == 7).all() and (net.kernel.data == 7).all()
+    assert not (net.c.weight.data == 7).any()
+    assert optimizer.v.size == 3 + 5 + 3
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_parameters_and_gradients_are_views_into_flat_buffers(kind, rng):
     net, other = Net(0), Net(1)
     before = net.state_dict()
-    optimizer = AdamW(net.parameters())
+    optimizer = kind(net.parameters())
     for p in net.parameters():
         assert np.shares_memory(p.data, optimizer.weights)
         assert np.shares_memory(p.grad, optimizer.gradient)
@@ -119,9 +186,10 @@ def test_parameters_and_gradients_are_views_into_flat_buffers(rng):
     assert all((p.data == 7).all() for p in net.parameters())
 
 
-def test_the_type_of_the_weights_is_kept():
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_the_type_of_the_weights_is_kept(kind):
     net = Linear(3, 2)  # float32
-    optimizer = AdamW(net.parameters(), weight_decay=0.1)
+    optimizer = kind(net.parameters(), weight_decay=0.1)
     average = EMA(optimizer, 0.9)
     optimizer.gradient.fill(1)
     optimizer.clip_gradient(0.5)
@@ -184,7 +252,8 @@ def test_ema_applied_restores_even_after_an_exception(rng):
     np.testing.assert_array_equal(average.average, averaged)
 
 
-def test_state_round_trip(rng):
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_state_round_trip(kind, rng):
     """Two steps, saved and loaded into a fresh optimizer, two more: as four without a break."""
     gradients = rng.normal(size=(4, Net().count_parameters()))
 
@@ -193,12 +262,12 @@ def test_state_round_trip(rng):
             optimizer.gradient[...] = g
             optimizer.step(0.1)
 
-    whole = AdamW(Net().parameters(), weight_decay=0.1)
+    whole = kind(Net().parameters(), weight_decay=0.1)
     steps(whole, gradients)
     net, again = Net(), Net(1)
-    first = AdamW(net.parameters(), weight_decay=0.1)
+    first = kind(net.parameters(), weight_decay=0.1)
     steps(first, gradients[:2])
-    second = AdamW(again.parameters(), weight_decay=0.1)
+    second = kind(again.parameters(), weight_decay=0.1)
     again.load_state_dict(net.state_dict())
     second.load_state_dict(first.state_dict())
     assert not np.shares_memory(second.m, first.m) and not np.shares_memory(second.v, first.v)

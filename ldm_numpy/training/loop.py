@@ -17,11 +17,12 @@ from tqdm import tqdm
 from .. import checkpoint
 from ..backend import array_module, to_host
 from ..nn import Module
-from ..optim import EMA, AdamW, warmup_cosine
+from ..optim import EMA, AdamW, Muon, warmup_cosine
 from ..parallel import Shards
 from .dataset import Digits
 
 LOG_EVERY = 20  # steps between looks at the loss: each look waits for the device
+OPTIMIZERS = {"muon": Muon, "adamw": AdamW}
 FLOOR = 0.02  # of the learning rate, as a share of its peak
 
 
@@ -33,6 +34,7 @@ class StageConfig:
         steps, batch_size: length of the training, images a step
         shard_size: images a thread works on at a time (CPU only)
         learning_rate, warmup: peak, and steps until it; then a cosine to 2%
+        optimizer: "muon" or "adamw"
         weight_decay, clip_norm, ema_decay: see optim.py
         checkpoint_every, sample_every: steps
     """
@@ -42,6 +44,7 @@ class StageConfig:
     shard_size: int = 64
     learning_rate: float = 2e-3
     warmup: int = 50
+    optimizer: str = "muon"
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.99
@@ -52,6 +55,8 @@ class StageConfig:
         for name in ("steps", "batch_size", "shard_size", "checkpoint_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be 'muon' or 'adamw', not {self.optimizer!r}")
 
 
 class Stage:
@@ -160,7 +165,8 @@ def run(
 def prepare(stage: Stage, shards: Shards) -> tuple[AdamW, EMA]:
     """An optimizer over all the stage's networks, and the average of its weights."""
     parameters = [p for network in stage.networks.values() for p in network.parameters()]
-    optimizer = AdamW(parameters, weight_decay=stage.config.weight_decay, map=shards.map)
+    kind = OPTIMIZERS[stage.config.optimizer]
+    optimizer = kind(parameters, weight_decay=stage.config.weight_decay, map=shards.map)
     return optimizer, EMA(optimizer, stage.config.ema_decay)
 
 
