@@ -4,6 +4,7 @@ A job has `run()`, which is timed, and `check()`, which returns named arrays (Py
 weights and their gradients, channels last for images) to be compared with the other side's.
 """
 
+import dataclasses
 import time
 from contextlib import nullcontext
 
@@ -26,7 +27,8 @@ class Step:
     """One training step: forward and backward in shards, clip, AdamW, EMA."""
 
     def __init__(self, spec: dict):
-        self.spec, self.config = spec, w.STAGES[spec["kind"]]
+        self.spec = spec
+        self.config = dataclasses.replace(w.STAGES[spec["kind"]], optimizer="adamw")
         self.network = w.network(spec["kind"], spec)
         self.inputs = w.inputs(spec)
 

@@ -13,6 +13,7 @@ from .backend import array_module, cpu_count
 from .function import no_grad
 from .tensor import Tensor, gradients
 
+SMALLEST_HALF = 16  # rows; a batch of up to so many is not halved
 FORWARD_ROWS = 512  # at a time, where a forward pass has no shard size: a data set need not fit
 
 
@@ -20,7 +21,7 @@ class Shards:
     """Runs work on slices of a batch.
 
     Args:
-        size: rows a shard; None for the whole batch at once
+        size: rows a shard at most; None for the whole batch at once
         threads: how many shards run at a time; None for as many as there are processors
     """
 
@@ -33,8 +34,12 @@ class Shards:
         self._pool = None
 
     def slices(self, n: int) -> list[slice]:
-        """[0:size], [size:2 size], ... up to n."""
-        size = self.size or n
+        """[0:size], [size:2 size], ... up to n; smaller ones where there would be only one.
+
+        Large shards are the fastest, for NumPy's calls cost threads time at the interpreter's lock,
+        but two processors want two.
+        """
+        size = n if self.size is None else min(self.size, max(SMALLEST_HALF, -(-n // 2)))
         return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
     def map(self, work, items):

@@ -31,7 +31,7 @@ from .text import Tokenizer
 
 VERSION = 1
 SHIPPED = Path(__file__).parent / "weights"
-SHARD = 32  # images a thread works on at a time, on a CPU
+SHARD = 64  # images a thread works on at a time, on a CPU, at most
 
 
 @dataclasses.dataclass(frozen=True)

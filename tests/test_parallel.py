@@ -240,6 +240,12 @@ def test_slices():
     assert Shards(4).slices(8) == [slice(0, 4), slice(4, 8)]
     assert Shards(4).slices(3) == [slice(0, 3)]
     assert Shards().slices(11) == [slice(0, 11)]
+    # Two where one would do, unless they are tiny; a rule that no number of threads enters.
+    assert Shards(64).slices(100) == [slice(0, 50), slice(50, 100)]
+    assert Shards(64).slices(130) == [slice(0, 64), slice(64, 128), slice(128, 130)]
+    assert Shards(64).slices(20) == [slice(0, 16), slice(16, 20)]
+    assert Shards(64).slices(16) == [slice(0, 16)]
+    assert Shards().slices(100) == [slice(0, 100)]
     assert Shards().threads >= 1
 
 

@@ -54,13 +54,14 @@ class Attention(Function):
         self.blocks = blocks(n, heads, t, s, causal, rows)
         y = split_heads(xp.empty((n, t, heads * d), q.dtype), heads)  # (N, heads, T, d)
         seen = None if recorder is None else xp.zeros((n, heads, t, s), q.dtype)
-        kept = []
+        kept, queries = [], transposed(q, self.scale)
         for at, to in self.blocks:
-            p = self.scores(q, k, at, to)  # (N, heads, S, T)
-            log_sum = softmax_over_keys(p)
+            p = self.scores(queries, k, at, to)  # (N, heads, S, T)
+            whole = at[2] == slice(0, t)
+            log_sum = softmax_over_keys(p, masked=causal or mask is not None, with_sum=not whole)
             xp.matmul(p.swapaxes(2, 3), v[to], out=y[at])
-            if any(self.needs):
-                kept.append(p if at[2] == slice(0, t) else log_sum)
+            if True in self.needs:
+                kept.append(p if whole else log_sum)
             if recorder is not None:
                 seen[(*at, to[2])] = p.swapaxes(2, 3)
         if recorder is not None:
@@ -77,12 +78,15 @@ class Attention(Function):
             split_heads(xp.zeros((n, x.shape[2], heads * d), gy.dtype), heads) if needed else None
             for x, needed in zip((q, k, v), self.needs)
         )
+        cut_queries = self.blocks[0][0][2] != slice(0, t)
+        queries = transposed(q, self.scale) if cut_queries else None
+        scaled_gy = transposed(gy, self.scale)
         for (at, to), p in zip(self.blocks, kept):
-            if at[2] != slice(0, t):
-                log_sum, p = p, self.scores(q, k, at, to)
+            if cut_queries:
+                log_sum, p = p, self.scores(queries, k, at, to)
                 p -= log_sum
                 xp.exp(p, out=p)
-            gs = products(v[to], gy[at], self.scale)
+            gs = products(v[to], columns(scaled_gy, at))
             gs -= xp.einsum("nhst,nhst->nht", gs, p)[:, :, None]
             gs *= p  # (N, heads, S, T)
             if gq is not None:
@@ -93,10 +97,10 @@ class Attention(Function):
                 add_product(gv[to], p, gy[at], at)
         return tuple([g if g is None else merge_heads(g) for g in (gq, gk, gv)])
 
-    def scores(self, q, k, at, to):
+    def scores(self, queries, k, at, to):
         """S of a block, (N, heads, S, T), with minus infinity where a query may not look."""
-        xp = array_module(q)
-        scores = products(k[to], q[at], self.scale)
+        xp = array_module(k)
+        scores = products(k[to], columns(queries, at))
         if self.mask is not None:
             look = self.mask[(*at, to[2])].swapaxes(2, 3)
             scores = xp.where(look, scores, -math.inf)
@@ -127,36 +131,50 @@ def cut(n: int, most: int) -> list[slice]:
     return [slice(i * n // count, (i + 1) * n // count) for i in range(count)]
 
 
-def products(a, b, scale: float):
-    """scale a b^T in each head: (N, heads, S, d), (N, heads, T, d) -> (N, heads, S, T).
+def transposed(x, scale: float):
+    """scale x^T in each head, (N, heads, T, d) -> (N, heads, d, T), laid out as such: a product of
+    two plain matrices is much faster than one that has to transpose."""
+    n, heads, t, d = x.shape
+    xp = array_module(x)
+    return xp.multiply(x.swapaxes(2, 3), scale, out=xp.empty((n, heads, d, t), x.dtype))
 
-    b^T is laid out first: a product of two plain matrices is much faster than one that has to
-    transpose. On a processor the result lies in memory as (N, S, heads, T): the queries of all
-    heads in one row, which a pass over keys takes in one sweep.
+
+def columns(x, at):
+    """The block `at` of queries (images, heads, queries) of x (N, heads, d, T)."""
+    return x[at[0], at[1], :, at[2]]
+
+
+def products(a, b):
+    """a b in each head: (N, heads, S, d), (N, heads, d, T) -> (N, heads, S, T).
+
+    On a processor the result lies in memory as (N, S, heads, T): the queries of all heads in one
+    row, which a pass over keys takes in one sweep.
     """
-    xp = array_module(a)
-    b = b.swapaxes(2, 3).copy()  # (N, heads, d, T)
-    b *= scale
-    if xp is not np:
+    if array_module(a) is not np:
         return a @ b
     n, heads, s, _ = a.shape
     y = np.empty((n, s, heads, b.shape[3]), b.dtype).transpose(0, 2, 1, 3)
     return np.matmul(a, b, out=y)
 
 
-def softmax_over_keys(scores):
-    """Turn scores (N, heads, S, T) into weights, in place. Returns log-sum-exp (N, heads, 1, T).
+def softmax_over_keys(scores, masked: bool, with_sum: bool):
+    """Turn scores (N, heads, S, T) into weights, in place. Returns log-sum-exp (N, heads, 1, T), if
+    it is asked for.
 
-    A query that may look nowhere, all of whose scores are minus infinity, gets weights of zero.
+    Where scores are `masked`, a query may look nowhere: all of its scores are minus infinity, and
+    it gets weights of zero.
     """
     xp = array_module(scores)
-    limits = xp.finfo(scores.dtype)
-    highest = xp.maximum(scores.max(2, keepdims=True), limits.min)  # -inf - -inf would be nan
+    highest = scores.max(2, keepdims=True)
+    if masked:
+        highest = xp.maximum(highest, xp.finfo(scores.dtype).min)  # -inf - -inf would be nan
     scores -= highest
     xp.exp(scores, out=scores)
-    total = xp.maximum(scores.sum(2, keepdims=True), limits.tiny)  # 1 or more, but for nowhere
+    total = scores.sum(2, keepdims=True)  # 1 or more, but for nowhere
+    if masked:
+        total = xp.maximum(total, xp.finfo(scores.dtype).tiny)
     scores *= 1 / total
-    return highest + xp.log(total)
+    return highest + xp.log(total) if with_sum else None
 
 
 def add_product(total, a, b, at) -> None:

@@ -1,5 +1,7 @@
 """Normalisation: GroupNorm, alone or fused with the SiLU that follows it, and LayerNorm."""
 
+from functools import lru_cache
+
 from ..backend import array_module
 from ..function import Function
 from .activation import sigmoid_gate, twice_silu_slope
@@ -16,61 +18,67 @@ class GroupNorm(Function):
     The last two terms are what the mean and the variance owe to x.
     (Wu and He 2018, "Group normalization")
 
-    An array is passed over as seldom as possible: sums over space are products with a vector of
-    ones, per channel, and what remains to be summed over a group is tiny; r, gamma and beta are
-    folded into one scale and one shift a channel, and so is SiLU's half (see sigmoid_gate). The
-    scale meets c and never x itself, which loses no digits when the mean is large.
+    An array is passed over as seldom as possible: a mean over space is a product with a vector, the
+    mean over a group, spread to its channels again, one with a small matrix; r and gamma are folded
+    into one scale a channel, and so is SiLU's half (see sigmoid_gate). The scale meets c and never
+    x itself, which loses no digits when the mean is large.
     """
 
     def forward(self, x, gamma, beta, *, groups: int, eps: float, silu: bool):
-        self.groups, self.half = groups, 0.5 if silu else 1.0
         xp = array_module(x)
         rows = x.reshape(len(x), -1, x.shape[-1])  # (N, M, C)
-        ones = xp.ones((1, rows.shape[1]), x.dtype)
-        centred = rows - self.group_mean(ones @ rows, rows.shape[1])
+        self.over_group = group_average(xp, rows.shape[2], groups, x.dtype)
+        self.half = 0.5 if silu else 1.0
+        over_space = xp.full((1, rows.shape[1]), 1 / rows.shape[1], x.dtype)
+        centred = rows - self.group_means(over_space @ rows)
         # Two passes: the variance of the centred values never cancels to something negative.
-        var = self.group_mean(ones @ (centred * centred), rows.shape[1])
-        rstd = 1 / xp.sqrt(var + eps)  # (N, 1, C)
-        y = centred * (rstd * gamma * self.half)
+        squares = xp.einsum("nmc,nmc->nc", centred, centred)[:, None]
+        rstd = 1 / xp.sqrt(self.group_means(squares) / rows.shape[1] + eps)  # (N, 1, C)
+        scale = rstd * (gamma * self.half)
+        y = centred * scale
         y += beta * self.half
+        slope = None
         if silu:
             gate = sigmoid_gate(y)
             y *= gate
-            self.save(centred, rstd, gamma, y, gate)
-        else:
-            self.save(centred, rstd, gamma)
+            slope = twice_silu_slope(y, gate) if True in self.needs else None
+        self.save(centred, rstd, scale, gamma, slope)
         return y.reshape(x.shape)
 
-    def group_mean(self, channel_sums, pixels: int):
-        """Means over groups, spread to channels again: sums (N, 1, C) -> means (N, 1, C)."""
-        n, _, c = channel_sums.shape
-        per_group = channel_sums.reshape(n, self.groups, c // self.groups).sum(2, keepdims=True)
-        per_group /= pixels * (c // self.groups)
-        xp = array_module(per_group)
-        return xp.broadcast_to(per_group, (n, self.groups, c // self.groups)).reshape(n, 1, c)
+    def group_means(self, means):
+        """(..., 1, C) -> (..., 1, C): in the place of each channel the mean of its group."""
+        return (means.reshape(-1, means.shape[-1]) @ self.over_group).reshape(means.shape)
 
     def backward(self, gy):
-        centred, rstd, gamma, *activation = self.saved
+        centred, rstd, scale, gamma, slope = self.saved
         xp = array_module(gy)
-        pixels = centred.shape[1]
+        n, pixels, c = centred.shape
         gz = gy.reshape(centred.shape)  # (N, M, C)
         own = None  # an array that may be written to; gy may not
-        if activation:
-            own = twice_silu_slope(*activation)
-            own *= gz
-            gz = own  # twice gz: `half` makes up for it, in the sums and in the scale
-        weights = xp.full((1, pixels), self.half, gy.dtype)
-        product = gz * centred
-        sum_gz = weights @ gz  # (N, 1, C)
-        sum_gz_normed = (weights @ product) * rstd  # (N, 1, C)
+        if slope is not None:
+            gz = own = slope * gz  # twice gz: `half` makes up for it, in the sums and in the scale
+        sums = xp.empty((2, n, 1, c), gy.dtype)  # of gz and of gz x^, over space
+        xp.matmul(xp.full((1, pixels), self.half, gy.dtype), gz, out=sums[0])
+        sums[1] = xp.einsum("nmc,nmc->nc", gz, centred)[:, None]
+        sums[1] *= self.half * rstd
         gx = None
         if self.needs[0]:
-            gx = xp.multiply(gz, rstd * gamma * self.half, out=own)
-            by_variance = rstd * rstd * self.group_mean(sum_gz_normed * gamma, pixels)
-            gx -= xp.multiply(centred, by_variance, out=product)
-            gx -= rstd * self.group_mean(sum_gz * gamma, pixels)
+            means = self.group_means(sums * (gamma / pixels))
+            means *= rstd
+            means[1] *= rstd  # it is to meet c, not x^
+            gx = xp.multiply(gz, scale, out=own)
+            gx -= centred * means[1]
+            gx -= means[0]
             gx = gx.reshape(gy.shape)
-        return gx, sum_gz_normed.sum((0, 1)), sum_gz.sum((0, 1))
+        gbeta, ggamma = sums.sum((1, 2))
+        return gx, ggamma, gbeta
+
+
+@lru_cache
+def group_average(xp, channels: int, groups: int, dtype):
+    """The matrix (C, C) that puts the mean of its group in the place of every channel."""
+    group = xp.arange(channels) // (channels // groups)
+    return (group[:, None] == group).astype(dtype) / (channels // groups)
 
 
 class LayerNorm(Function):

@@ -32,7 +32,7 @@ class StageConfig:
 
     Fields:
         steps, batch_size: length of the training, images a step
-        shard_size: images a thread works on at a time (CPU only)
+        shard_size: images a thread works on at a time, at most (CPU only)
         learning_rate, warmup: peak, and steps until it; then a cosine to 2%
         optimizer: "muon" or "adamw"
         weight_decay, clip_norm, ema_decay: see optim.py
