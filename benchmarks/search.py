@@ -1,0 +1,125 @@
+"""python -m benchmarks.search RUN [--steps N] [FIELD=VALUE ...]: a U-Net training under other
+settings, and how far it came.
+
+RUN is a finished run (its autoencoder and CLIP are used, nothing in it is changed). A FIELD is one
+of UNetStageConfig's or UNetConfig's, a VALUE a Python literal. Prints the loss on test digits,
+which all settings share: noise levels, noise and weights of the default settings, full captions
+and none, the averaged weights. README.md has the table of what was tried.
+"""
+
+import argparse
+import ast
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ldm_numpy.backend import blas_threads, generator, tune_cpu
+from ldm_numpy.data import captions
+from ldm_numpy.diffusion.denoiser import edm_loss, edm_sigmas
+from ldm_numpy.models import unet
+from ldm_numpy.optim import warmup_cosine
+from ldm_numpy.parallel import Shards
+from ldm_numpy.tensor import no_grad
+from ldm_numpy.training import UNET, Run, loop
+from ldm_numpy.training.autoencoder import encode_moments
+from ldm_numpy.training.unet import UNetStage, UNetStageConfig
+
+TEST = 768  # digits that the loss is measured on
+
+
+def changed(defaults, settings: dict):
+    """A dataclass with those of `settings` that are its fields."""
+    own = {field.name for field in dataclasses.fields(defaults)}
+    return dataclasses.replace(defaults, **{k: v for k, v in settings.items() if k in own})
+
+
+def build(folder: Path, settings: dict) -> tuple[UNetStage, Run]:
+    """The stage as `train unet` builds it, with other settings."""
+    run = Run(folder)
+    usual = run.unet()
+    pipe = usual.pipeline
+    stage = UNetStage(
+        changed(unet.MNIST, settings), changed(UNET, settings), usual.settings, pipe.autoencoder,
+        pipe.text_encoder, pipe.tokenizer, run.train, run.seed,
+    )  # fmt: skip
+    return stage, run
+
+
+def test_loss(stage: UNetStage, run: Run, shards: Shards) -> list[float]:
+    """Loss of the weights as they stand with full captions and with none."""
+    test, settings = run.test, stage.settings
+    images = test.images[:TEST]
+    mean, _ = encode_moments(
+        stage.pipeline.autoencoder, images, settings.padded_size, shards, "cpu"
+    )
+    latents = mean * np.float32(settings.latent_scale)
+    rng = generator(0, "search")
+    usual = UNetStageConfig(steps=1)
+    levels = rng.standard_normal(TEST, np.float32)
+    sigma = edm_sigmas(levels, usual.P_mean, usual.P_std)
+    noise = rng.standard_normal(latents.shape, np.float32)
+    said = [captions.caption(*row) for row in zip(test.labels, test.weights, test.slants)]
+    losses = []
+    for texts in (said[:TEST], [""] * TEST):
+        states = stage.pipeline.encode_prompts(texts)
+        with no_grad():
+            parts = [
+                edm_loss(stage.denoiser, *(a[i : i + 64] for a in (latents, sigma, noise, states)))
+                for i in range(0, TEST, 64)
+            ]
+        losses.append(float(np.mean([part.data for part in parts])))
+    return losses
+
+
+def train(stage: UNetStage, shards: Shards, steps: int) -> float:
+    """Train; leaves the averaged weights in the network and returns the seconds."""
+    config = stage.config
+    optimizer, ema = loop.prepare(stage, shards)
+    stage.posteriors  # noqa: B018 - computed once, before the clock starts
+    began = time.perf_counter()
+    for step in range(steps):
+        optimizer.zero_grad()
+        stage.gradients(step, shards, optimizer.parameters)
+        optimizer.clip_gradient(config.clip_norm)
+        factor = warmup_cosine(step, steps, config.warmup, loop.FLOOR)
+        optimizer.step(config.learning_rate * factor)
+        ema.update()
+    optimizer.weights[...] = ema.average
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.search")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
+    options = parser.parse_args()
+    known = {
+        f.name for kind in (UNetStageConfig, unet.UNetConfig) for f in dataclasses.fields(kind)
+    }
+    try:
+        pairs = [setting.split("=", 1) for setting in options.settings]
+        settings = {name: ast.literal_eval(value) for name, value in pairs}
+        if unknown := set(settings) - known:
+            raise ValueError(f"unknown settings {sorted(unknown)}: use some of {sorted(known)}")
+        stage, run = build(options.run, settings)
+    except (ValueError, SyntaxError) as error:
+        parser.error(str(error))
+    tune_cpu()
+    shards = Shards(stage.config.shard_size, options.threads)
+    with blas_threads(1):
+        seconds = train(stage, shards, options.steps)
+        full, empty = test_loss(stage, run, shards)
+    size = stage.network.count_parameters()
+    print(
+        f"{' '.join(options.settings) or 'as shipped'}: {options.steps} steps, {size:,} parameters,"
+        f" {seconds:.0f} s, loss {full:.4f} with full captions, {empty:.4f} with none"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
