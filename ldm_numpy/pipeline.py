@@ -304,8 +304,11 @@ def load(
     settings = _build(folder, lambda c: PipelineConfig(**c), config["pipeline"])
     factor = autoencoder.config.patch_size * 2 ** (len(autoencoder.config.block_out_channels) - 1)
     for what, ours, theirs in (
-        ("the latent's side times the autoencoder's factor", settings.latent_size * factor,
-         settings.padded_size),
+        (
+            "the latent's side times the autoencoder's factor",
+            settings.latent_size * factor,
+            settings.padded_size,
+        ),
         ("the U-Net's in_channels", unet.config.in_channels, autoencoder.config.latent_channels),
         ("the U-Net's out_channels", unet.config.out_channels, autoencoder.config.latent_channels),
         ("the U-Net's cross_attention_dim", unet.config.cross_attention_dim, text.hidden_size),

@@ -179,8 +179,7 @@ def gradients(y: Tensor, tensors, gy=None) -> list:
     tensors = list(tensors)
     found = {id(x): g for x, g in _walk(y, gy, wanted={id(x) for x in tensors})}
     return [
-        found[id(x)] if id(x) in found else array_module(x.data).zeros_like(x.data)
-        for x in tensors
+        found[id(x)] if id(x) in found else array_module(x.data).zeros_like(x.data) for x in tensors
     ]
 
 
@@ -202,6 +201,7 @@ def _walk(y: Tensor, gy=None, wanted: set[int] | None = None):
         raise ValueError(f"backward: gy has shape {gy.shape}, the result has {y.shape}")
 
     gradient = {id(y): gy}
+    ours = set()  # whose gradient is a sum made here; others may be views, and are not written to
     order = _topological(y)
     while order:
         x = order.pop()
@@ -225,7 +225,13 @@ def _walk(y: Tensor, gy=None, wanted: set[int] | None = None):
                     f"{getattr(g, 'shape', None)}, its input has {source.shape}"
                 )
             key = id(source)
-            gradient[key] = gradient[key] + g if key in gradient else g
+            if key not in gradient:
+                gradient[key] = g
+            elif key not in ours:
+                gradient[key] = gradient[key] + g
+                ours.add(key)
+            else:
+                gradient[key] += g
 
 
 def _topological(y: Tensor) -> list[Tensor]:

@@ -439,6 +439,17 @@ def test_no_graph_under_no_grad(operation, case, rng):
     np.testing.assert_array_equal(y.data, run(case, arrays)[0])
 
 
+def test_a_sum_of_gradients_writes_to_no_array_of_others(rng):
+    """A tensor used four times: each use hands on the very gy that the others have."""
+    x, z = (Tensor(rng.standard_normal((2, 3)), requires_grad=True) for _ in range(2))
+    gy = rng.standard_normal((2, 3))
+    copy = gy.copy()
+    gx, gz = gradients(z + x + x + x + x, [x, z], gy)
+    np.testing.assert_allclose(gx, 4 * copy)
+    np.testing.assert_array_equal(gz, copy)
+    np.testing.assert_array_equal(gy, copy)
+
+
 def reverse_order(x):
     """x with its first axis varying fastest in memory."""
     return x.T.copy().T

@@ -13,6 +13,7 @@ import scipy.signal
 import scipy.special
 
 from ldm_numpy import ops
+from ldm_numpy.ops.activation import normal_cdf
 from ldm_numpy.ops.conv import Conv2d, col2im, im2col
 from ldm_numpy.ops.linear import column_sum
 from ldm_numpy.ops.winograd import WinogradConv2d
@@ -75,6 +76,17 @@ def test_gelu_in_single_precision(rng):
     (gx,) = gradients(y, [x], np.ones_like(data))
     (expected,) = gradients(exact, [double], np.ones(data.shape))
     assert np.abs(gx - expected).max() < 5e-7
+
+
+def test_normal_cdf_of_special_numbers():
+    x = np.array([np.inf, -np.inf, np.nan, 0, 3.4e38, -3.4e38, 1e-45], np.float32)
+    with np.errstate(over="raise", invalid="raise"):
+        y = normal_cdf(x)
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y, [1, 0, np.nan, 0.5, 1, 0, 0.5])
+    out = np.empty_like(x)
+    assert normal_cdf(x, out=out) is out
+    np.testing.assert_array_equal(out, y)
 
 
 def half_gelu(h):

@@ -118,22 +118,21 @@ def text_to_image(threads: int | None = 1) -> TextToImage:
 
 
 def stage(kind: str, seed: int = 0, threads: int | None = 1, **options) -> Stage:
-    """A small stage of one of KINDS; `options` change its configuration."""
+    """A small stage of one of KINDS, with the optimizer it has in earnest; `options` change its
+    configuration."""
     train, test, options = digits("train"), digits("test"), STEPS | options
     if kind == "classifier":
         return ClassifierStage(kind, CLASSIFIER, StageConfig(**options), train, test, seed)
     if kind == "autoencoder":
-        config = AutoencoderStageConfig(**options)
+        config = AutoencoderStageConfig(**{"optimizer": "muon"} | options)
         perceptual = Classifier(CLASSIFIER, seed=5)
         return AutoencoderStage(AUTOENCODER, config, perceptual, train, test, seed)
     if kind == "clip":
         config = StageConfig(**options)
-        return CLIPStage(
-            TEXT, VISION, PROJECTION_DIM, config, tokenizer(), train, test, seed
-        )
+        return CLIPStage(TEXT, VISION, PROJECTION_DIM, config, tokenizer(), train, test, seed)
     return UNetStage(
         UNET,
-        UNetStageConfig(text_encoder=kind.removeprefix("unet-"), **options),
+        UNetStageConfig(text_encoder=kind.removeprefix("unet-"), **{"optimizer": "muon"} | options),
         SETTINGS,
         AutoencoderKL(AUTOENCODER, seed=5),
         CLIPTextModel(text_config(), seed=5),
@@ -157,9 +156,9 @@ def run_all(monkeypatch, folder: Path, **options) -> training.Run:
         (training.unet_models, "MNIST", UNET),
         (training, "PERCEPTUAL", StageConfig(**STEPS)),
         (training, "READER", StageConfig(**STEPS)),
-        (training, "AUTOENCODER", AutoencoderStageConfig(**STEPS)),
+        (training, "AUTOENCODER", AutoencoderStageConfig(**STEPS, optimizer="muon")),
         (training, "CLIP", StageConfig(**STEPS)),
-        (training, "UNET", UNetStageConfig(**STEPS)),
+        (training, "UNET", UNetStageConfig(**STEPS, optimizer="muon")),
         (training, "CONTEXT_LENGTH", CONTEXT_LENGTH),
         (training, "PipelineConfig", partial(PipelineConfig, num_inference_steps=2)),
     ]:

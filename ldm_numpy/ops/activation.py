@@ -28,10 +28,41 @@ def twice_silu_slope(y, gate):
 
 
 def normal_cdf(x, out=None):
-    """P(x) = (1 + erf(x / sqrt 2)) / 2, into `out` when given. Arrays in and out."""
-    cdf = array_module(x).multiply(erf(x * math.sqrt(0.5)), 0.5, out=out)
+    """P(x) = (1 + erf(x / sqrt 2)) / 2, into `out` when given. Arrays in and out.
+
+    In float32 on the host erf(x / sqrt 2) is tanh(x Q(x^2)): these passes run in NumPy's vector
+    instructions, where SciPy's erf works element by element. Q is a polynomial of degree 6 with
+    the smallest relative error of erf, 1e-7, on |x| < 4 sqrt 2, found by linear programming. From
+    4.5 sqrt 2 on the tanh is 1, and x is cut off there, lest a power of it overflow.
+    """
+    xp = array_module(x)
+    if xp is np and x.dtype == np.float32:
+        z = np.clip(x, -4.5 * math.sqrt(2), 4.5 * math.sqrt(2))
+        square = z * z
+        cdf = np.multiply(square, CDF_POLYNOMIAL[0], out=out)
+        for coefficient in CDF_POLYNOMIAL[1:-1]:
+            cdf += coefficient
+            cdf *= square
+        cdf += CDF_POLYNOMIAL[-1]
+        cdf *= z
+        cdf = np.tanh(cdf, out=out)
+        cdf *= 0.5
+    else:
+        cdf = xp.multiply(erf(x * math.sqrt(0.5)), 0.5, out=out)
     cdf += 0.5
     return cdf
+
+
+# Powers 6 to 0 of Q in erf(x / sqrt 2) = tanh(x Q(x^2)).
+CDF_POLYNOMIAL = (
+    1.5672246e-09,
+    -1.2525547e-07,
+    3.8730421e-06,
+    -5.4781644e-05,
+    -3.3911457e-05,
+    0.03633435,
+    0.79788465,
+)
 
 
 def gelu_slope(x, cdf):
@@ -156,10 +187,10 @@ class GEGLU(Function):
         rows = h.reshape(-1, h.shape[-1])  # (M, 2 D)
         xp = array_module(h)
         y = xp.empty((len(rows), rows.shape[1] // 2), h.dtype)  # (M, D)
-        cdf = xp.empty_like(y)
+        cdf = xp.empty_like(y) if True in self.needs else None
         for block in row_blocks(y):
-            (a, b), p, product = halves(rows[block]), cdf[block], y[block]
-            normal_cdf(b, out=p)
+            (a, b), product = halves(rows[block]), y[block]
+            p = normal_cdf(b, out=None if cdf is None else cdf[block])
             xp.multiply(b, p, out=product)
             product *= a
         self.save(rows, cdf)

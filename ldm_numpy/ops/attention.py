@@ -78,7 +78,7 @@ class Attention(Function):
             split_heads(xp.zeros((n, x.shape[2], heads * d), gy.dtype), heads) if needed else None
             for x, needed in zip((q, k, v), self.needs)
         )
-        cut_queries = self.blocks[0][0][2] != slice(0, t)
+        cut_queries = any(at[2] != slice(0, t) for at, _ in self.blocks)
         queries = transposed(q, self.scale) if cut_queries else None
         scaled_gy = transposed(gy, self.scale)
         for (at, to), p in zip(self.blocks, kept):

@@ -1,10 +1,12 @@
 """Normalisation: GroupNorm, alone or fused with the SiLU that follows it, and LayerNorm."""
 
+import math
 from functools import lru_cache
 
 from ..backend import array_module
 from ..function import Function
 from .activation import sigmoid_gate, twice_silu_slope
+from .linear import column_sum, ones
 
 
 class GroupNorm(Function):
@@ -18,67 +20,70 @@ class GroupNorm(Function):
     The last two terms are what the mean and the variance owe to x.
     (Wu and He 2018, "Group normalization")
 
-    An array is passed over as seldom as possible: a mean over space is a product with a vector, the
-    mean over a group, spread to its channels again, one with a small matrix; r and gamma are folded
-    into one scale a channel, and so is SiLU's half (see sigmoid_gate). The scale meets c and never
-    x itself, which loses no digits when the mean is large.
+    An array is passed over as seldom as possible: a sum over space is a product with ones, the mean
+    over a group, spread to its channels again, a product with two small matrices; r and gamma are
+    folded into one scale a channel, and so is SiLU's half (see sigmoid_gate). The scale meets c and
+    never x itself, which loses no digits when the mean is large.
     """
 
     def forward(self, x, gamma, beta, *, groups: int, eps: float, silu: bool):
         xp = array_module(x)
         rows = x.reshape(len(x), -1, x.shape[-1])  # (N, M, C)
-        self.over_group = group_average(xp, rows.shape[2], groups, x.dtype)
+        _, pixels, channels = rows.shape
+        self.members = group_members(xp, channels, groups, x.dtype)
+        self.count = pixels * (channels // groups)
         self.half = 0.5 if silu else 1.0
-        over_space = xp.full((1, rows.shape[1]), 1 / rows.shape[1], x.dtype)
-        centred = rows - self.group_means(over_space @ rows)
+        centred = rows - self.group_means(ones(xp, pixels, x.dtype) @ rows)
         # Two passes: the variance of the centred values never cancels to something negative.
-        squares = xp.einsum("nmc,nmc->nc", centred, centred)[:, None]
-        rstd = 1 / xp.sqrt(self.group_means(squares) / rows.shape[1] + eps)  # (N, 1, C)
-        scale = rstd * (gamma * self.half)
-        y = centred * scale
+        std = self.group_means(xp.einsum("nmc,nmc->nc", centred, centred))  # the variance, so far
+        std += eps
+        xp.sqrt(std, out=std)  # (N, 1, C)
+        scale = (gamma * self.half) / std
+        y = xp.multiply(centred, scale, out=None if True in self.needs else centred)
         y += beta * self.half
         slope = None
         if silu:
             gate = sigmoid_gate(y)
             y *= gate
             slope = twice_silu_slope(y, gate) if True in self.needs else None
-        self.save(centred, rstd, scale, gamma, slope)
+        self.save(centred, std, scale, gamma, slope)
         return y.reshape(x.shape)
 
-    def group_means(self, means):
-        """(..., 1, C) -> (..., 1, C): in the place of each channel the mean of its group."""
-        return (means.reshape(-1, means.shape[-1]) @ self.over_group).reshape(means.shape)
+    def group_means(self, sums):
+        """Sums over space (..., C) -> means over group and space, at each channel (..., 1, C)."""
+        of_groups = sums.reshape(-1, sums.shape[-1]) @ self.members  # (..., G)
+        of_groups /= self.count
+        return (of_groups @ self.members.T).reshape(*sums.shape[:-1], 1, sums.shape[-1])
 
     def backward(self, gy):
-        centred, rstd, scale, gamma, slope = self.saved
+        centred, std, scale, gamma, slope = self.saved
         xp = array_module(gy)
         n, pixels, c = centred.shape
         gz = gy.reshape(centred.shape)  # (N, M, C)
         own = None  # an array that may be written to; gy may not
         if slope is not None:
-            gz = own = slope * gz  # twice gz: `half` makes up for it, in the sums and in the scale
-        sums = xp.empty((2, n, 1, c), gy.dtype)  # of gz and of gz x^, over space
-        xp.matmul(xp.full((1, pixels), self.half, gy.dtype), gz, out=sums[0])
-        sums[1] = xp.einsum("nmc,nmc->nc", gz, centred)[:, None]
-        sums[1] *= self.half * rstd
+            gz = own = slope * gz  # twice gz: `half` makes up for it, in the scale and in the sums
+        sums = xp.empty((2, n, c), gy.dtype)  # of gz and of gz x^, over space
+        xp.matmul(ones(xp, pixels, gy.dtype), gz, out=sums[0])
+        xp.divide(xp.einsum("nmc,nmc->nc", gz, centred), std[:, 0], out=sums[1])
         gx = None
         if self.needs[0]:
-            means = self.group_means(sums * (gamma / pixels))
-            means *= rstd
-            means[1] *= rstd  # it is to meet c, not x^
+            means = self.group_means(sums * (gamma * self.half))  # (2, N, 1, C)
+            means /= std
+            means[1] /= std  # it is to meet c, not x^
             gx = xp.multiply(gz, scale, out=own)
             gx -= centred * means[1]
             gx -= means[0]
             gx = gx.reshape(gy.shape)
-        gbeta, ggamma = sums.sum((1, 2))
+        gbeta, ggamma = sums.sum(1) * self.half
         return gx, ggamma, gbeta
 
 
-@lru_cache
-def group_average(xp, channels: int, groups: int, dtype):
-    """The matrix (C, C) that puts the mean of its group in the place of every channel."""
-    group = xp.arange(channels) // (channels // groups)
-    return (group[:, None] == group).astype(dtype) / (channels // groups)
+@lru_cache(maxsize=32)
+def group_members(xp, channels: int, groups: int, dtype):
+    """The matrix (C, G) of ones where a channel belongs to a group, elsewhere of zeros."""
+    of_channel = xp.arange(channels) // (channels // groups)
+    return (of_channel[:, None] == xp.arange(groups)).astype(dtype)
 
 
 class LayerNorm(Function):
@@ -91,12 +96,16 @@ class LayerNorm(Function):
     def forward(self, x, gamma, beta, *, eps: float):
         xp = array_module(x)
         rows = x.reshape(-1, x.shape[-1])  # (M, D)
-        average = xp.full((rows.shape[1], 1), 1 / rows.shape[1], x.dtype)
+        width = rows.shape[1]
+        average = xp.full((width, 1), 1 / width, x.dtype)
         normed = rows - rows @ average
-        rstd = 1 / xp.sqrt((normed * normed) @ average + eps)  # (M, 1)
+        rstd = xp.einsum("md,md->m", normed, normed)[:, None]  # (M, 1), so far D times v
+        rstd += width * eps
+        xp.sqrt(rstd, out=rstd)
+        xp.divide(math.sqrt(width), rstd, out=rstd)
         normed *= rstd
         self.save(normed, rstd, gamma)
-        y = normed * gamma
+        y = xp.multiply(normed, gamma, out=None if True in self.needs else normed)
         y += beta
         return y.reshape(x.shape)
 
@@ -104,8 +113,7 @@ class LayerNorm(Function):
         normed, rstd, gamma = self.saved
         rows = gy.reshape(normed.shape)  # (M, D)
         product = rows * normed
-        ones = array_module(gy).ones(len(rows), gy.dtype)
-        ggamma, gbeta = ones @ product, ones @ rows
+        ggamma, gbeta = column_sum(product), column_sum(rows)
         gx = None
         if self.needs[0]:
             average = (gamma / len(gamma))[:, None]  # rows @ average = mean(gamma rows)

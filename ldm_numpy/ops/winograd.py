@@ -156,7 +156,8 @@ class WinogradConv2d(Function):
         gx = gw = gb = None
         gm = a_t.T @ cut(gy)  # gM (N*tiles, 36, Cout)
         if self.needs[0]:
-            gd = b_t.T @ matmul_at_points(gm, u.swapaxes(1, 2))  # (N*tiles, 36, Cin)
+            u_t = u.swapaxes(1, 2).copy()  # products with a mere view take up to twice as long
+            gd = b_t.T @ matmul_at_points(gm, u_t)  # (N*tiles, 36, Cin)
             gx = windows_adjoint(gd, self.shape_in)
         if self.needs[1]:
             gu = values.transpose(1, 2, 0) @ gm.swapaxes(0, 1)  # (36, Cin, Cout)

@@ -35,17 +35,27 @@ UPSTREAM = {  # what a stage builds upon: a resumed one must find the same
 }
 CONTEXT_LENGTH = 16  # tokens of a prompt, start and end included
 
-PERCEPTUAL = StageConfig(steps=500, sample_every=500, weight_decay=0.05)
-READER = StageConfig(steps=1200, sample_every=1200, weight_decay=0.05)
-AUTOENCODER = AutoencoderStageConfig(steps=1200, batch_size=64)
-CLIP = StageConfig(steps=1500, batch_size=256, weight_decay=0.05, sample_every=1500)
+PERCEPTUAL = StageConfig(steps=300, sample_every=300, weight_decay=0.05)
+READER = StageConfig(steps=1000, sample_every=1000, weight_decay=0.05)
+AUTOENCODER = AutoencoderStageConfig(
+    steps=600, batch_size=64, learning_rate=5e-3, optimizer="muon", sample_every=300
+)
+CLIP = StageConfig(
+    steps=700,
+    batch_size=256,
+    learning_rate=5e-3,
+    optimizer="muon",
+    weight_decay=0.05,
+    sample_every=700,
+)
 UNET = UNetStageConfig(
-    steps=5000,
+    steps=2600,
     batch_size=64,
-    learning_rate=1.5e-3,
-    ema_decay=0.998,
+    learning_rate=5e-3,
+    optimizer="muon",
+    ema_decay=0.996,
     checkpoint_every=500,
-    sample_every=1000,
+    sample_every=1300,
 )
 READER_SEED = 1  # added to the run's: the reader shares nothing with the perceptual classifier
 

@@ -84,9 +84,7 @@ class AutoencoderStage(Stage):
             kl = ops.gaussian_kl(mean, logvar)  # summed over the latent
             pixel_count = self.padded_size**2
             total = (
-                mse
-                + perceptual * config.perceptual_weight
-                + kl * (config.kl_weight / pixel_count)
+                mse + perceptual * config.perceptual_weight + kl * (config.kl_weight / pixel_count)
             )
             return [total, mse, perceptual, kl * (1 / (side * side * shape[-1]))]
 

@@ -44,7 +44,7 @@ class StageConfig:
     shard_size: int = 64
     learning_rate: float = 2e-3
     warmup: int = 50
-    optimizer: str = "muon"
+    optimizer: str = "adamw"
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.99

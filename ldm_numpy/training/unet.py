@@ -70,9 +70,7 @@ class UNetStage(Stage):
         self.config, self.settings, self.seed, self.device = config, settings, seed, device
         self.tokenizer, self.text_encoder = tokenizer, text_encoder.to(device)
         self.train = train.captioned()
-        network = dataclasses.replace(
-            network, cross_attention_dim=text_encoder.config.hidden_size
-        )
+        network = dataclasses.replace(network, cross_attention_dim=text_encoder.config.hidden_size)
         self.network = UNet(network, seed=seed).to(device)
         self.networks = {"unet": self.network}
         self.learns_text = config.text_encoder == "joint"
