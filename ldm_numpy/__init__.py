@@ -1,8 +1,8 @@
 """Text-to-image latent diffusion on NumPy, every gradient derived by hand.
 
-import ldm_numpy
-pipe = ldm_numpy.load()
-images = pipe("a bold seven leaning left", num_images_per_prompt=4, seed=0)
+    import ldm_numpy
+    pipe = ldm_numpy.load()
+    images = pipe("a bold seven leaning left", num_images_per_prompt=4, seed=0)
 """
 
 from .pipeline import TextToImage, load
