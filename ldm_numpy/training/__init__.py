@@ -49,13 +49,13 @@ CLIP = StageConfig(
     sample_every=700,
 )
 UNET = UNetStageConfig(
-    steps=2600,
+    steps=5000,
     batch_size=64,
     learning_rate=5e-3,
     optimizer="muon",
-    ema_decay=0.996,
+    ema_decay=0.998,
     checkpoint_every=500,
-    sample_every=1300,
+    sample_every=1000,
 )
 READER_SEED = 1  # added to the run's: the reader shares nothing with the perceptual classifier
 
