@@ -53,7 +53,7 @@ class LayerNormWithoutVariance(LayerNorm):
     """What the variance owes to x forgotten."""
 
     def backward(self, gy):
-        _, rstd, gamma, _ = self.saved
+        _, rstd, gamma = self.saved
         _, ggamma, gbeta = super().backward(gy)
         gx = rstd * (gy * gamma - (gy * gamma).mean(-1, keepdims=True))
         return gx, ggamma, gbeta
