@@ -219,7 +219,7 @@ def page(results: dict) -> str:
 def picture(results: dict, path) -> None:
     """Ratios as bars with the spread of the turns, and the sweeps, ours and PyTorch's."""
     scaling, timed = results.get("scaling") or {}, results.get("timed") or {}
-    figure = Figure(figsize=(11, 9), layout="constrained")
+    figure = Figure(figsize=(12, 9), layout="constrained")
     grid = figure.add_gridspec(3, 4)
     axes = figure.add_subplot(grid[:, :2])
     for i, row in enumerate(reversed(timed.values())):
@@ -238,7 +238,8 @@ def picture(results: dict, path) -> None:
             fit = f"{label}, slope {entry['fits'][side]['slope']:.2f}"
             axes.plot([float(v) for v in points], list(points.values()), "o-", ms=3, label=fit)
         axes.set(xscale="log", yscale="log", xlabel=sweep, ylabel="seconds")
-        axes.set_xticks([float(v) for v in points], list(points), minor=False)
+        axes.set_xticks([float(v) for v in points], list(points), minor=False, fontsize="small")
         axes.minorticks_off()
-        axes.legend(fontsize="x-small")
-    figure.savefig(path, dpi=90)
+        axes.set_ylim(top=axes.get_ylim()[1] * 4)  # room for the legend above the curves
+        axes.legend(fontsize="x-small", loc="upper left", frameon=False)
+    figure.savefig(path, dpi=80)
