@@ -1,10 +1,13 @@
 """python -m benchmarks.search RUN [--steps N] [FIELD=VALUE ...]: a U-Net training under other
 settings, and how far it came.
 
-RUN is a finished run (its autoencoder and CLIP are used, nothing in it is changed). A FIELD is one
-of UNetStageConfig's or UNetConfig's, a VALUE a Python literal. Prints the loss on test digits,
-which all settings share: noise levels, noise and weights of the default settings, full captions
-and none, the averaged weights. README.md has the table of what was tried.
+RUN is a finished run (its reader, autoencoder and CLIP are used, nothing in it is changed). A FIELD
+is one of UNetStageConfig's or UNetConfig's, a VALUE a Python literal. Prints, of the averaged
+weights, the loss on test digits, which all settings share: noise levels, noise and weights of the
+default settings, full captions and none; and of samples at each guidance scale how many are as
+asked (digit, slant, stroke, all), and their Fréchet distance in multiples of its floor. Fewer
+samples in fewer steps than an evaluation takes, and with another seed. README.md has the table of
+what was tried.
 """
 
 import argparse
@@ -17,8 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from ldm_numpy.backend import blas_threads, generator, tune_cpu
+from ldm_numpy import evaluation, images
 from ldm_numpy.data import captions
 from ldm_numpy.diffusion.denoiser import edm_loss, edm_sigmas
+from ldm_numpy.metrics import frechet_distance, frechet_floor, prompt_accuracy
 from ldm_numpy.models import unet
 from ldm_numpy.optim import warmup_cosine
 from ldm_numpy.parallel import Shards
@@ -28,6 +33,9 @@ from ldm_numpy.training.autoencoder import encode_moments
 from ldm_numpy.training.unet import UNetStage, UNetStageConfig
 
 TEST = 768  # digits that the loss is measured on
+SAMPLES = 900  # a guidance scale, of full prompts; and as many of test captions
+STEPS = 12  # of the sampler
+SEED = 7  # of the samples: not evaluation's
 
 
 def changed(defaults, settings: dict):
@@ -36,14 +44,14 @@ def changed(defaults, settings: dict):
     return dataclasses.replace(defaults, **{k: v for k, v in settings.items() if k in own})
 
 
-def build(folder: Path, settings: dict) -> tuple[UNetStage, Run]:
+def build(folder: Path, settings: dict, threads: int | None) -> tuple[UNetStage, Run]:
     """The stage as `train unet` builds it, with other settings."""
-    run = Run(folder)
+    run = Run(folder, threads=threads)
     usual = run.unet()
     pipe = usual.pipeline
     stage = UNetStage(
         changed(unet.MNIST, settings), changed(UNET, settings), usual.settings, pipe.autoencoder,
-        pipe.text_encoder, pipe.tokenizer, run.train, run.seed,
+        pipe.text_encoder, pipe.tokenizer, run.train, run.seed, "cpu", threads,
     )  # fmt: skip
     return stage, run
 
@@ -74,6 +82,33 @@ def test_loss(stage: UNetStage, run: Run, shards: Shards) -> list[float]:
     return losses
 
 
+def sample_quality(stage: UNetStage, run: Run, scales: list[float]) -> dict[float, dict]:
+    """{guidance scale: accuracies, and "frechet" in multiples of its floor}."""
+    reader = run.classifier("reader")
+    loop.load_trained(reader, run.folder)
+    pipe, test = stage.pipeline, run.test
+    rng = generator(SEED, "frechet")
+    order = rng.permutation(len(test))
+    chosen, others = order[:SAMPLES], order[SAMPLES:]
+    features = pipe.shards.forward(reader.network.embed, test.pixels(slice(None)))
+    floor = frechet_floor(features, SAMPLES, 5, rng)
+    prompts, wanted = evaluation.combination_prompts(SAMPLES // 90)
+    texts = captions.sample_captions(test.labels[chosen], test.weights[chosen],
+                                     test.slants[chosen], rng)  # fmt: skip
+    result = {}
+    for scale in scales:
+        drawn, other = (
+            images.from_pil(pipe(p, guidance_scale=scale, num_inference_steps=STEPS, seed=SEED + i))
+            for i, p in enumerate((prompts, texts))
+        )
+        read = pipe.shards.forward(reader.network, drawn).argmax(1)
+        quality = prompt_accuracy((read, *captions.attributes(drawn)), wanted, captions.HELD_OUT)
+        got = pipe.shards.forward(reader.network.embed, other)
+        quality["frechet"] = frechet_distance(got, features[others]) / floor
+        result[scale] = quality
+    return result
+
+
 def train(stage: UNetStage, shards: Shards, steps: int) -> float:
     """Train; leaves the averaged weights in the network and returns the seconds."""
     config = stage.config
@@ -96,6 +131,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--guidance-scale", type=float, nargs="*", default=[1.7])
     parser.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
     options = parser.parse_args()
     known = {
@@ -106,7 +142,7 @@ def main() -> None:
         settings = {name: ast.literal_eval(value) for name, value in pairs}
         if unknown := set(settings) - known:
             raise ValueError(f"unknown settings {sorted(unknown)}: use some of {sorted(known)}")
-        stage, run = build(options.run, settings)
+        stage, run = build(options.run, settings, options.threads)
     except (ValueError, SyntaxError) as error:
         parser.error(str(error))
     tune_cpu()
@@ -114,11 +150,16 @@ def main() -> None:
     with blas_threads(1):
         seconds = train(stage, shards, options.steps)
         full, empty = test_loss(stage, run, shards)
+        quality = sample_quality(stage, run, options.guidance_scale)
     size = stage.network.count_parameters()
     print(
         f"{' '.join(options.settings) or 'as shipped'}: {options.steps} steps, {size:,} parameters,"
         f" {seconds:.0f} s, loss {full:.4f} with full captions, {empty:.4f} with none"
     )
+    for scale, q in quality.items():
+        shares = ", ".join(f"{name} {q[name]:.1%}" for name in ("digit", "slant", "stroke", "all"))
+        print(f"  guidance {scale}: {shares}, held out {q['held_out']:.1%}, "
+              f"distance {q['frechet']:.2f} floors")  # fmt: skip
 
 
 if __name__ == "__main__":

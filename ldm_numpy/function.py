@@ -50,13 +50,18 @@ class Function:
     Attributes of an instance:
         needs:  one bool an input: must backward return its gradient?
         saved:  the arrays forward kept for backward
-        inputs: the inputs as given (Tensors, arrays, None): the edges of the graph
+        inputs: the edges of the graph, one an input: the Function that made it, the Tensor itself
+            where it is a leaf, or None where it needs no gradient. No edge leads to the Tensor that
+            a Function made, so an array that nobody saved is freed as soon as the code that
+            computed it lets go.
+        shape:  of the output
     """
 
     tensor_type: type = type(None)  # tensor.py sets it: imports point one way
     needs: tuple[bool, ...] = ()
     saved: tuple = ()
     inputs: tuple | None = None
+    shape: tuple[int, ...] = ()
 
     def forward(self, *arrays, **options):
         """Arrays in, one array out. Options have no gradient."""
@@ -90,5 +95,6 @@ class Function:
             return y
         if True not in op.needs:
             return tensor(y)
-        op.inputs = inputs
+        op.inputs = tuple([x.node if need else None for x, need in zip(inputs, op.needs)])
+        op.shape = y.shape
         return tensor(y, requires_grad=True, op=op)

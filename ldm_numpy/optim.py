@@ -145,7 +145,8 @@ class Muon(AdamW):
     Attributes, besides AdamW's:
         v: of what is no matrix only
         stacks: (slice of the buffers, number, rows, columns) of matrices of one shape, which lie
-            side by side and are worked on as one stack
+            side by side and are worked on as one stack; the largest come first, and none is much
+            larger than a piece, so that threads end together (a GPU has all of a shape in one)
     """
 
     def __init__(self, parameters, momentum: float = 0.95, **options):
@@ -153,12 +154,16 @@ class Muon(AdamW):
         self.momentum = momentum
         self.v = self.v[self.decaying :].copy()
         self.stacks, start = [], 0
-        for (rows, columns), group in groupby(self.parameters, as_matrix):
-            if rows:
-                count = len(list(group))
-                end = start + count * rows * columns
-                self.stacks.append((slice(start, end), count, rows, columns))
+        piece = PIECE if array_module(self.weights) is np else self.decaying
+        matrices = [p for p in self.parameters if p.ndim >= 2]
+        for (rows, columns), group in groupby(matrices, as_matrix):
+            count, most = len(list(group)), max(1, piece // (rows * columns))
+            for i in range(0, count, most):
+                number = min(most, count - i)
+                end = start + number * rows * columns
+                self.stacks.append((slice(start, end), number, rows, columns))
                 start = end
+        self.stacks.sort(key=lambda stack: math.prod(stack[1:]), reverse=True)
 
     def step(self, lr: float) -> None:
         """One update with learning rate `lr`, from the gradients as they stand."""

@@ -1,7 +1,8 @@
 """Tensor: an array that remembers how it was made, and reverse-mode differentiation over it.
 
-The graph points backwards only: a Tensor holds the Function that made it, which holds its input
-Tensors. There are no cycles, so a graph is freed by reference counting the moment its result is.
+The graph points backwards only: a Tensor holds the Function that made it, which holds the Functions
+that made its inputs, down to the leaves. There are no cycles, so a graph is freed by reference
+counting the moment its result is.
 """
 
 import numpy as np
@@ -62,6 +63,11 @@ class Tensor:
     def __repr__(self) -> str:
         made = f", op={type(self.op).__name__}" if self.op else ""
         return f"Tensor({self.data}, shape={self.shape}, requires_grad={self.requires_grad}{made})"
+
+    @property
+    def node(self):
+        """Its place in the graph: the Function that made it, or for a leaf the Tensor itself."""
+        return self if self.op is None else self.op
 
     def detach(self) -> "Tensor":
         """The same data outside the graph."""
@@ -177,18 +183,20 @@ def gradients(y: Tensor, tensors, gy=None) -> list:
     gradient zero. Treat the arrays as read-only: they may be views, of each other too.
     """
     tensors = list(tensors)
-    found = {id(x): g for x, g in _walk(y, gy, wanted={id(x) for x in tensors})}
+    nodes = [x.node for x in tensors]
+    found = {id(node): g for node, g in _walk(y, gy, wanted={id(node) for node in nodes})}
     return [
-        found[id(x)] if id(x) in found else array_module(x.data).zeros_like(x.data) for x in tensors
+        found[id(node)] if id(node) in found else array_module(x.data).zeros_like(x.data)
+        for x, node in zip(tensors, nodes)
     ]
 
 
 def _walk(y: Tensor, gy=None, wanted: set[int] | None = None):
-    """Push `gy` back through the graph of `y`; yields (tensor, gradient), each tensor once.
+    """Push `gy` back through the graph of `y`; yields (node, gradient), each node once.
 
-    Yields the leaves, or the tensors whose id is in `wanted`. The graph is consumed on the way:
-    what an operation saved and the gradients it has passed on are dropped at once, so that memory
-    falls as the walk goes.
+    A node is a Function, whose output the gradient belongs to, or a leaf Tensor. Yields the leaves,
+    or the nodes whose id is in `wanted`. The graph is consumed on the way: what an operation saved
+    and the gradients it has passed on are dropped at once, so that memory falls as the walk goes.
     """
     if not y.requires_grad:
         raise ValueError("backward: the result depends on nothing that requires a gradient")
@@ -200,51 +208,50 @@ def _walk(y: Tensor, gy=None, wanted: set[int] | None = None):
     if gy.shape != y.shape:
         raise ValueError(f"backward: gy has shape {gy.shape}, the result has {y.shape}")
 
-    gradient = {id(y): gy}
+    gradient = {id(y.node): gy}
     ours = set()  # whose gradient is a sum made here; others may be views, and are not written to
-    order = _topological(y)
+    order = _topological(y.node)
     while order:
-        x = order.pop()
-        g = gradient.pop(id(x))
-        if x.op is None if wanted is None else id(x) in wanted:
-            yield x, g
-        op, x = x.op, None
-        if op is None:
+        node = order.pop()
+        g = gradient.pop(id(node))
+        is_leaf = isinstance(node, Tensor)
+        if is_leaf if wanted is None else id(node) in wanted:
+            yield node, g
+        if is_leaf:
             continue
-        if op.inputs is None:
+        if node.inputs is None:
             raise ValueError("backward: this graph was already walked and freed; run forward again")
-        inputs, needs = op.inputs, op.needs
-        returned = op.backward(g)
-        op.inputs, op.saved = None, ()
-        for i, (source, g) in enumerate(zip(inputs, returned, strict=True)):
-            if not needs[i]:
+        inputs = node.inputs
+        returned = node.backward(g)
+        node.inputs, node.saved, g = None, (), None
+        for i, (source, gx) in enumerate(zip(inputs, returned, strict=True)):
+            if source is None:
                 continue
-            if g is None or g.shape != source.shape:
+            if gx is None or gx.shape != source.shape:
                 raise ValueError(
-                    f"{type(op).__name__}.backward: gradient {i} has shape "
-                    f"{getattr(g, 'shape', None)}, its input has {source.shape}"
+                    f"{type(node).__name__}.backward: gradient {i} has shape "
+                    f"{getattr(gx, 'shape', None)}, its input has {source.shape}"
                 )
             key = id(source)
             if key not in gradient:
-                gradient[key] = g
+                gradient[key] = gx
             elif key not in ours:
-                gradient[key] = gradient[key] + g
+                gradient[key] = gradient[key] + gx
                 ours.add(key)
             else:
-                gradient[key] += g
+                gradient[key] += gx
 
 
-def _topological(y: Tensor) -> list[Tensor]:
-    """The tensors `y` depends on, inputs before outputs; by a stack, for graphs are deep."""
-    order, seen, stack = [], set(), [(y, False)]
+def _topological(root) -> list:
+    """The nodes that `root` depends on, inputs before outputs; by a stack, for graphs are deep."""
+    order, seen, stack = [], set(), [(root, False)]
     while stack:
-        x, done = stack.pop()
+        node, done = stack.pop()
         if done:
-            order.append(x)
-        elif id(x) not in seen:
-            seen.add(id(x))
-            stack.append((x, True))
-            if x.op is not None and x.op.inputs is not None:
-                needed = zip(x.op.inputs, x.op.needs)
-                stack.extend((source, False) for source, need in needed if need)
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            if isinstance(node, Function) and node.inputs is not None:
+                stack.extend((source, False) for source in node.inputs if source is not None)
     return order

@@ -359,12 +359,12 @@ def test_every_function_has_a_case():
 @every_case
 def test_case_reaches_its_operation(operation, case, rng):
     y = case.function(*[Tensor(a, requires_grad=True) for a in case.inputs(rng)])
-    reached, stack = set(), [y]
+    reached, stack = set(), [y.node]
     while stack:
-        op = getattr(stack.pop(), "op", None)
-        if op is not None:
-            reached.add(type(op))
-            stack.extend(op.inputs)
+        node = stack.pop()
+        if isinstance(node, Function):
+            reached.add(type(node))
+            stack.extend(node.inputs)
     assert operation in reached
 
 

@@ -84,9 +84,6 @@ def test_normal_cdf_of_special_numbers():
         y = normal_cdf(x)
     assert y.dtype == np.float32
     np.testing.assert_array_equal(y, [1, 0, np.nan, 0.5, 1, 0, 0.5])
-    out = np.empty_like(x)
-    assert normal_cdf(x, out=out) is out
-    np.testing.assert_array_equal(out, y)
 
 
 def half_gelu(h):

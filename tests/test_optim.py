@@ -159,7 +159,7 @@ def test_muon_stacks_matrices_of_one_shape():
 
     net = Layers()
     optimizer = Muon(net.parameters())
-    assert [stack[1:] for stack in optimizer.stacks] == [(1, 2, 5), (3, 4, 3)]
+    assert [stack[1:] for stack in optimizer.stacks] == [(3, 4, 3), (1, 2, 5)]
     for place, *shape in optimizer.stacks:
         optimizer.weights[place].reshape(shape)[-1] = 7
     assert (net.b.weight.data == 7).all() and (net.kernel.data == 7).all()

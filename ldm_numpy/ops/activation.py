@@ -27,28 +27,27 @@ def twice_silu_slope(y, gate):
     return slope
 
 
-def normal_cdf(x, out=None):
-    """P(x) = (1 + erf(x / sqrt 2)) / 2, into `out` when given. Arrays in and out.
+def normal_cdf(x):
+    """P(x) = (1 + erf(x / sqrt 2)) / 2. Arrays in and out.
 
     In float32 on the host erf(x / sqrt 2) is tanh(x Q(x^2)): these passes run in NumPy's vector
     instructions, where SciPy's erf works element by element. Q is a polynomial of degree 6 with
     the smallest relative error of erf, 1e-7, on |x| < 4 sqrt 2, found by linear programming. From
     4.5 sqrt 2 on the tanh is 1, and x is cut off there, lest a power of it overflow.
     """
-    xp = array_module(x)
-    if xp is np and x.dtype == np.float32:
-        z = np.clip(x, -4.5 * math.sqrt(2), 4.5 * math.sqrt(2))
+    if array_module(x) is np and x.dtype == np.float32:
+        z = x.clip(-4.5 * math.sqrt(2), 4.5 * math.sqrt(2))
         square = z * z
-        cdf = np.multiply(square, CDF_POLYNOMIAL[0], out=out)
+        cdf = square * CDF_POLYNOMIAL[0]
         for coefficient in CDF_POLYNOMIAL[1:-1]:
             cdf += coefficient
             cdf *= square
         cdf += CDF_POLYNOMIAL[-1]
         cdf *= z
-        cdf = np.tanh(cdf, out=out)
-        cdf *= 0.5
+        cdf = np.tanh(cdf)
     else:
-        cdf = xp.multiply(erf(x * math.sqrt(0.5)), 0.5, out=out)
+        cdf = erf(x * math.sqrt(0.5))
+    cdf *= 0.5
     cdf += 0.5
     return cdf
 
@@ -75,12 +74,6 @@ def gelu_slope(x, cdf):
     slope *= x
     slope += cdf
     return slope
-
-
-def halves(h):
-    """The two halves of the last axis, as views: (..., 2 D) -> (..., D), (..., D)."""
-    half = h.shape[-1] // 2
-    return h[..., :half], h[..., half:]
 
 
 def row_blocks(rows):
@@ -142,20 +135,25 @@ class ReLU(Function):
 
 
 class SiLU(Function):
-    """y = x s(x), s the sigmoid;  gx = gy (s + y (1 - s)). (Elfwing et al. 2017)"""
+    """y = x s(x), s the sigmoid;  gx = gy (s + y (1 - s)). (Elfwing et al. 2017)
+
+    Here and in the functions below forward computes the slope too, where backward will want it: of
+    all that was computed on the way, it is the one array that has to be kept.
+    """
 
     def forward(self, x):
         y = 0.5 * x
         gate = sigmoid_gate(y)
         y *= gate
-        self.save(y, gate)
+        if True in self.needs:
+            slope = twice_silu_slope(y, gate)
+            slope *= 0.5
+            self.save(slope)
         return y
 
     def backward(self, gy):
-        gx = twice_silu_slope(*self.saved)
-        gx *= 0.5
-        gx *= gy
-        return (gx,)
+        (slope,) = self.saved
+        return (gy * slope,)
 
 
 class GELU(Function):
@@ -167,49 +165,46 @@ class GELU(Function):
 
     def forward(self, x):
         cdf = normal_cdf(x)
-        self.save(x, cdf)
-        return x * cdf
+        if True in self.needs:
+            self.save(gelu_slope(x, cdf))
+        cdf *= x
+        return cdf
 
     def backward(self, gy):
-        gx = gelu_slope(*self.saved)
-        gx *= gy
-        return (gx,)
+        (slope,) = self.saved
+        return (gy * slope,)
 
 
 class GEGLU(Function):
     """y = a gelu(b), the last axis of h being a and b side by side.  (..., 2 D) -> (..., D).
 
-    ga = gy gelu(b),  gb = gy a gelu'(b), written side by side into one array.
+    ga = gy gelu(b),  gb = gy a gelu'(b): gy times two slopes, kept side by side as a and b are.
     (Shazeer 2020, "GLU variants improve transformer")
     """
 
     def forward(self, h):
-        rows = h.reshape(-1, h.shape[-1])  # (M, 2 D)
+        d = h.shape[-1] // 2
+        rows = h.reshape(math.prod(h.shape[:-1]), 2, d)  # (M, 2, D)
         xp = array_module(h)
-        y = xp.empty((len(rows), rows.shape[1] // 2), h.dtype)  # (M, D)
-        cdf = xp.empty_like(y) if True in self.needs else None
+        y = xp.empty((len(rows), d), h.dtype)
+        slopes = xp.empty_like(rows) if True in self.needs else None
         for block in row_blocks(y):
-            (a, b), product = halves(rows[block]), y[block]
-            p = normal_cdf(b, out=None if cdf is None else cdf[block])
-            xp.multiply(b, p, out=product)
-            product *= a
-        self.save(rows, cdf)
-        return y.reshape(*h.shape[:-1], y.shape[1])
+            a, b = rows[block, 0], rows[block, 1]
+            cdf = normal_cdf(b)
+            gelu = cdf
+            if slopes is not None:
+                gelu = slopes[block, 0]
+                xp.multiply(a, gelu_slope(b, cdf), out=slopes[block, 1])
+            xp.multiply(b, cdf, out=gelu)
+            xp.multiply(a, gelu, out=y[block])
+        self.save(slopes)
+        return y.reshape(*h.shape[:-1], d)
 
     def backward(self, gy):
-        rows, cdf = self.saved
-        xp = array_module(gy)
-        gy_rows = gy.reshape(cdf.shape)  # (M, D)
-        gh = xp.empty_like(rows)  # (M, 2 D)
-        for block in row_blocks(cdf):
-            (a, b), (ga, gb) = halves(rows[block]), halves(gh[block])
-            p, g = cdf[block], gy_rows[block]
-            xp.multiply(b, p, out=ga)
-            ga *= g
-            slope = gelu_slope(b, p)
-            slope *= a
-            xp.multiply(slope, g, out=gb)
-        return (gh.reshape(*gy.shape[:-1], gh.shape[1]),)
+        (slopes,) = self.saved
+        m, _, d = slopes.shape
+        gh = slopes * gy.reshape(m, 1, d)  # (M, 2, D)
+        return (gh.reshape(*gy.shape[:-1], 2 * d),)
 
 
 class QuickGELU(Function):
@@ -221,17 +216,17 @@ class QuickGELU(Function):
     def forward(self, x):
         y = (1.702 / 2) * x
         gate = sigmoid_gate(y)
-        y *= gate
+        y *= gate  # silu(1.702 x)
+        if True in self.needs:
+            slope = twice_silu_slope(y, gate)
+            slope *= 0.5
+            self.save(slope)
         y *= 1 / 1.702
-        self.save(y, gate)
         return y
 
     def backward(self, gy):
-        y, gate = self.saved
-        gx = twice_silu_slope(1.702 * y, gate)
-        gx *= 0.5
-        gx *= gy
-        return (gx,)
+        (slope,) = self.saved
+        return (gy * slope,)
 
 
 class Softmax(Function):

@@ -22,22 +22,23 @@ class GroupNorm(Function):
 
     An array is passed over as seldom as possible: a sum over space is a product with ones, the mean
     over a group, spread to its channels again, a product with two small matrices; r and gamma are
-    folded into one scale a channel, and so is SiLU's half (see sigmoid_gate). The scale meets c and
-    never x itself, which loses no digits when the mean is large.
+    folded into one scale s = gamma r a channel, and so is SiLU's half (see sigmoid_gate). The scale
+    meets c and never x itself, which loses no digits when the mean is large. As r is the same in a
+    whole group, it may move into a mean over it:
+        gx = s gz - mean(s gz) - c r^2 mean(s gz c)
     """
 
     def forward(self, x, gamma, beta, *, groups: int, eps: float, silu: bool):
         xp = array_module(x)
         rows = x.reshape(len(x), -1, x.shape[-1])  # (N, M, C)
         _, pixels, channels = rows.shape
-        self.members = group_members(xp, channels, groups, x.dtype)
-        self.count = pixels * (channels // groups)
+        self.to_groups, self.to_channels = group_matrices(xp, channels, groups, pixels, x.dtype)
         self.half = 0.5 if silu else 1.0
         centred = rows - self.group_means(ones(xp, pixels, x.dtype) @ rows)
         # Two passes: the variance of the centred values never cancels to something negative.
-        std = self.group_means(xp.einsum("nmc,nmc->nc", centred, centred))  # the variance, so far
-        std += eps
-        xp.sqrt(std, out=std)  # (N, 1, C)
+        variance = self.group_means(xp.einsum("nmc,nmc->nc", centred, centred))  # (N, 1, C)
+        variance += eps
+        std = xp.sqrt(variance)
         scale = (gamma * self.half) / std
         y = xp.multiply(centred, scale, out=None if True in self.needs else centred)
         y += beta * self.half
@@ -46,44 +47,45 @@ class GroupNorm(Function):
             gate = sigmoid_gate(y)
             y *= gate
             slope = twice_silu_slope(y, gate) if True in self.needs else None
-        self.save(centred, std, scale, gamma, slope)
+        self.save(centred, variance, std, scale, slope)
         return y.reshape(x.shape)
 
     def group_means(self, sums):
         """Sums over space (..., C) -> means over group and space, at each channel (..., 1, C)."""
-        of_groups = sums.reshape(-1, sums.shape[-1]) @ self.members  # (..., G)
-        of_groups /= self.count
-        return (of_groups @ self.members.T).reshape(*sums.shape[:-1], 1, sums.shape[-1])
+        means = sums @ self.to_groups @ self.to_channels
+        return means.reshape(*sums.shape[:-1], 1, sums.shape[-1])
 
     def backward(self, gy):
-        centred, std, scale, gamma, slope = self.saved
+        centred, variance, std, scale, slope = self.saved
         xp = array_module(gy)
         n, pixels, c = centred.shape
         gz = gy.reshape(centred.shape)  # (N, M, C)
         own = None  # an array that may be written to; gy may not
         if slope is not None:
             gz = own = slope * gz  # twice gz: `half` makes up for it, in the scale and in the sums
-        sums = xp.empty((2, n, c), gy.dtype)  # of gz and of gz x^, over space
+        sums = xp.empty((2, n, c), gy.dtype)  # of gz and of gz c, over space
         xp.matmul(ones(xp, pixels, gy.dtype), gz, out=sums[0])
-        xp.divide(xp.einsum("nmc,nmc->nc", gz, centred), std[:, 0], out=sums[1])
+        sums[1] = xp.einsum("nmc,nmc->nc", gz, centred)
         gx = None
         if self.needs[0]:
-            means = self.group_means(sums * (gamma * self.half))  # (2, N, 1, C)
-            means /= std
-            means[1] /= std  # it is to meet c, not x^
+            means = self.group_means(sums * scale[:, 0])  # (2, N, 1, C)
+            means[1] /= variance
             gx = xp.multiply(gz, scale, out=own)
             gx -= centred * means[1]
             gx -= means[0]
             gx = gx.reshape(gy.shape)
+        sums[1] /= std[:, 0]
         gbeta, ggamma = sums.sum(1) * self.half
         return gx, ggamma, gbeta
 
 
 @lru_cache(maxsize=32)
-def group_members(xp, channels: int, groups: int, dtype):
-    """The matrix (C, G) of ones where a channel belongs to a group, elsewhere of zeros."""
+def group_matrices(xp, channels: int, groups: int, pixels: int, dtype):
+    """Two matrices (C, G) and (G, C): from sums over space to means over group and space, and from
+    a group's number to each of its channels."""
     of_channel = xp.arange(channels) // (channels // groups)
-    return (of_channel[:, None] == xp.arange(groups)).astype(dtype)
+    members = (of_channel[:, None] == xp.arange(groups)).astype(dtype)  # (C, G)
+    return members * (groups / (pixels * channels)), members.T.copy()
 
 
 class LayerNorm(Function):

@@ -110,11 +110,14 @@ def cut(y):
     return y.reshape(n * rows * columns, TILE * TILE, c)
 
 
-def join(tiles, shape):
-    """The inverse of `cut`: (N*tiles, 16, C) -> `shape`, without what lies outside."""
+def join(tiles, shape, b=None):
+    """The inverse of `cut`: (N*tiles, 16, C) -> `shape`, without what lies outside; plus b (C,), on
+    the way, if there is one."""
     n, height, width, c = shape
     rows, columns = tiles_along(height), tiles_along(width)
     y = tiles.reshape(n, rows, columns, TILE, TILE, c).transpose(0, 1, 3, 2, 4, 5)
+    if b is not None:
+        y = array_module(y).add(y, b, order="C")
     y = y.reshape(n, TILE * rows, TILE * columns, c)
     return y[:, :height, :width]
 
@@ -126,6 +129,11 @@ def matmul_at_points(a, b):
     return y
 
 
+def weights_at_points(g, w):
+    """G w, one matrix a point: w (3, 3, I, J) -> (36, I, J)."""
+    return (g @ w.reshape(9, -1)).reshape(WINDOW**2, *w.shape[2:])
+
+
 class WinogradConv2d(Function):
     """A 3x3 convolution, stride 1, one zero around. With matrices that act on 36 points at a time,
     A^T, G and B^T the Kronecker squares, d a tile's window, X and M a tile's values at the points:
@@ -135,28 +143,25 @@ class WinogradConv2d(Function):
         gM = A gy,   gX[p] = gM[p] U[p]^T,   gd = B gX
         gU[p] = X[p]^T gM[p], summed over tiles,   gw = G^T gU,   gb = sum gy
 
-    X is kept rather than x: transforming again costs more than holding 9/4 of x.
+    X is kept rather than x: transforming again costs more than holding 9/4 of x. U is not: backward
+    wants it transposed, and transforming again costs no more than transposing.
     """
 
     def forward(self, x, w, b):
         a_t, g, b_t = transforms(x.dtype)
         self.shape_in = x.shape
         values = b_t @ windows(x)  # X (N*tiles, 36, Cin)
-        u = (g @ w.reshape(9, -1)).reshape(-1, *w.shape[2:])  # U (36, Cin, Cout)
-        self.save(values, u)
-        y = a_t @ matmul_at_points(values, u)  # (N*tiles, 16, Cout)
-        y = join(y, (*x.shape[:3], w.shape[3]))  # (N, H, W, Cout)
-        if b is not None:
-            y += b
-        return y
+        self.save(values, w)
+        y = a_t @ matmul_at_points(values, weights_at_points(g, w))  # (N*tiles, 16, Cout)
+        return join(y, (*x.shape[:3], w.shape[3]), b)  # (N, H, W, Cout)
 
     def backward(self, gy):
-        values, u = self.saved
+        values, w = self.saved
         a_t, g, b_t = transforms(gy.dtype)
         gx = gw = gb = None
         gm = a_t.T @ cut(gy)  # gM (N*tiles, 36, Cout)
         if self.needs[0]:
-            u_t = u.swapaxes(1, 2).copy()  # products with a mere view take up to twice as long
+            u_t = weights_at_points(g, w.swapaxes(2, 3))  # U^T at each point (36, Cout, Cin)
             gd = b_t.T @ matmul_at_points(gm, u_t)  # (N*tiles, 36, Cin)
             gx = windows_adjoint(gd, self.shape_in)
         if self.needs[1]:
