@@ -3,7 +3,9 @@
 import gc
 import time
 import tracemalloc
+import weakref
 
+import numpy as np
 import pytest
 
 from ldm_numpy.function import Function
@@ -19,6 +21,20 @@ from .tiny import KINDS
 def alive() -> int:
     """Tensors and operations in existence, garbage included that only a collector would find."""
     return sum(isinstance(x, Tensor | Function) for x in gc.get_objects())
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_an_array_that_nobody_saved_is_freed_while_the_graph_lives(saves, no_collector):
+    """A product keeps its factors; a sum needs nothing, and the graph holds no arrays by itself."""
+    x = Tensor(np.full(5, 3.0), requires_grad=True)
+    h = x + 1
+    array = weakref.ref(h.data)
+    y = (h * h if saves else h + 1).sum()
+    del h
+    assert (array() is not None) == saves
+    y.backward()
+    assert array() is None
+    np.testing.assert_array_equal(x.grad, 8.0 if saves else 1.0)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

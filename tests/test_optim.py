@@ -167,6 +167,25 @@ def test_muon_stacks_matrices_of_one_shape():
     assert optimizer.v.size == 3 + 5 + 3
 
 
+def test_muon_cuts_a_tall_stack(monkeypatch):
+    """Where many matrices have one shape, several threads share them; the result is the same."""
+
+    def trained(piece):
+        monkeypatch.setattr(optim, "PIECE", piece)
+        parameters = [Parameter((3, 4), "ones") for _ in range(5)]
+        optimizer = Muon(parameters)
+        rng = np.random.default_rng(0)
+        for _ in range(3):
+            optimizer.gradient[...] = rng.standard_normal(optimizer.gradient.shape)
+            optimizer.step(0.1)
+        return [stack[1:] for stack in optimizer.stacks], optimizer.weights
+
+    whole, expected = trained(1000)
+    cut, got = trained(2 * 12 + 1)
+    assert whole == [(5, 3, 4)] and cut == [(2, 3, 4), (2, 3, 4), (1, 3, 4)]
+    np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("kind", [AdamW, Muon])
 def test_parameters_and_gradients_are_views_into_flat_buffers(kind, rng):
     net, other = Net(0), Net(1)

@@ -74,8 +74,9 @@ class Attention(Function):
         xp = array_module(gy)
         n, heads, t, d = q.shape
         gy = split_heads(gy, heads)
+        empty = xp.zeros if self.causal else xp.empty  # keys after the last query get nothing
         gq, gk, gv = (
-            split_heads(xp.zeros((n, x.shape[2], heads * d), gy.dtype), heads) if needed else None
+            split_heads(empty((n, x.shape[2], heads * d), gy.dtype), heads) if needed else None
             for x, needed in zip((q, k, v), self.needs)
         )
         cut_queries = any(at[2] != slice(0, t) for at, _ in self.blocks)
@@ -178,7 +179,7 @@ def softmax_over_keys(scores, masked: bool, with_sum: bool):
 
 
 def add_product(total, a, b, at) -> None:
-    """total += a b, where total is still zero at the first queries of a head."""
+    """total += a b, where total is still to be written at the first queries of a head."""
     if at[2].start == 0:
         array_module(a).matmul(a, b, out=total)
     else:
