@@ -12,7 +12,7 @@ import numpy as np
 
 from ldm_numpy import images, ops
 from ldm_numpy.backend import blas_threads
-from ldm_numpy.diffusion.denoiser import EDMDenoiser, edm_loss
+from ldm_numpy.diffusion.denoiser import EVERYWHERE, EDMDenoiser, edm_loss
 from ldm_numpy.nn import to_torch_layout
 from ldm_numpy.parallel import Shards
 from ldm_numpy.pipeline import PipelineConfig, TextToImage
@@ -129,7 +129,8 @@ class Sample:
             settings,
         )
         self.options = {
-            "num_inference_steps": spec["steps"], "guidance_scale": 2.0, "sampler": "dpmpp_2m"
+            "num_inference_steps": spec["steps"], "sampler": "dpmpp_2m",
+            "guidance_scale": 2.0, "guidance_interval": EVERYWHERE,
         }  # fmt: skip
 
     def start(self) -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm_numpy.backend import blas_threads, generator, tune_cpu
 from ldm_numpy import evaluation, images
+from ldm_numpy.backend import blas_threads, generator, tune_cpu
 from ldm_numpy.data import captions
 from ldm_numpy.diffusion.denoiser import edm_loss, edm_sigmas
 from ldm_numpy.metrics import frechet_distance, frechet_floor, prompt_accuracy

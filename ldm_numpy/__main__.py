@@ -71,6 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--num-images-per-prompt", type=int, default=8)
     sample.add_argument("--num-inference-steps", type=int)
     sample.add_argument("--guidance-scale", type=float)
+    sample.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="noise levels at which there is guidance; 0 inf are all",
+    )
     sample.add_argument("--negative-prompt", help="what to steer away from")
     sample.add_argument("--sampler", help="euler, heun, dpmpp_2m or euler_ancestral")
     sample.add_argument("--seed", type=int, default=0)
@@ -156,6 +163,7 @@ def sample_command(options) -> None:
         num_images_per_prompt=options.num_images_per_prompt,
         num_inference_steps=options.num_inference_steps,
         guidance_scale=options.guidance_scale,
+        guidance_interval=options.guidance_interval,
         negative_prompt=options.negative_prompt,
         seed=options.seed,
         sampler=options.sampler,
@@ -210,7 +218,7 @@ def export_command(options) -> None:
 
 def same_settings(metrics: dict, settings: dict) -> bool:
     """Whether numbers that `train` measured were taken with the settings that are exported."""
-    names = ("guidance_scale", "sampler", "num_inference_steps")
+    names = ("guidance_scale", "guidance_interval", "sampler", "num_inference_steps")
     return all(metrics.get(name) == settings[name] for name in names)
 
 

@@ -101,6 +101,7 @@ def evaluate(
     pixels = mnist.to_float(pictures)
     metrics = {
         "guidance_scale": scale,
+        "guidance_interval": list(pipe.config.guidance_interval),
         "sampler": pipe.config.sampler,
         "num_inference_steps": pipe.config.num_inference_steps,
         "seed": seed,

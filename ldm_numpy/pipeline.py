@@ -18,7 +18,7 @@ from PIL import Image
 
 from . import checkpoint, images
 from .backend import blas_threads, choose_device, generator, to_device, to_host
-from .diffusion.denoiser import EDMDenoiser, guide
+from .diffusion.denoiser import EDMDenoiser, checked_interval, guide
 from .diffusion.samplers import SAMPLERS, karras_sigmas
 from .models.autoencoder import AutoencoderConfig, AutoencoderKL
 from .models.classifier import Classifier, ClassifierConfig
@@ -44,7 +44,7 @@ class PipelineConfig:
         latent_scale: factor that gives encoded latents standard deviation 1
         sigma_data: standard deviation of the scaled latents
         sigma_min, sigma_max: least and largest noise level of sampling, of the scaled latents
-        sampler, num_inference_steps, guidance_scale: defaults of a call
+        sampler, num_inference_steps, guidance_scale, guidance_interval: defaults of a call
     """
 
     image_size: int = 28
@@ -57,8 +57,11 @@ class PipelineConfig:
     sampler: str = "dpmpp_2m"
     num_inference_steps: int = 20
     guidance_scale: float = 1.7
+    guidance_interval: tuple[float, float] = (0.3, 5.0)
 
     def __post_init__(self):
+        # JSON gives a list
+        object.__setattr__(self, "guidance_interval", checked_interval(self.guidance_interval))
         for name in ("image_size", "padded_size", "latent_size", "num_inference_steps"):
             whole("PipelineConfig", name, getattr(self, name), at_least=1)
         for name in ("latent_scale", "sigma_data", "sigma_min", "sigma_max", "guidance_scale"):
@@ -130,6 +133,7 @@ class TextToImage:
         num_images_per_prompt: int = 1,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         seed: int = 0,
         sampler: str | None = None,
@@ -139,9 +143,12 @@ class TextToImage:
 
         Args:
             prompt: one or several; an empty one asks for anything
-            num_inference_steps, guidance_scale, sampler: as the model's configuration unless given
+            num_inference_steps, guidance_scale, guidance_interval, sampler: as the model's
+                configuration unless given
             guidance_scale: 1 is no guidance, larger values follow the prompt more closely, smaller
                 ones less; 0 ignores it, and negative values flee from it
+            guidance_interval: (low, high), the noise levels at which there is guidance; (0, inf)
+                are all
             negative_prompt: what to steer away from, one or one a prompt; by default nothing, and
                 without effect at a guidance scale of 1
             seed: picture number i depends on seed and i only, and on its prompt
@@ -160,6 +167,7 @@ class TextToImage:
             [p for p in prompts for _ in range(count)],
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
             negative_prompt=negatives,
             seed=seed,
             sampler=sampler,
@@ -173,6 +181,7 @@ class TextToImage:
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         seed: int = 0,
         sampler: str | None = None,
@@ -182,10 +191,11 @@ class TextToImage:
         config = self.config
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
+        interval = config.guidance_interval if guidance_interval is None else guidance_interval
         run_sampler = known_sampler(config.sampler if sampler is None else sampler)
         steps = whole("call", "num_inference_steps", steps, at_least=1)
         seed = whole("call", "seed", seed, at_least=0)
-        scale = finite("guidance_scale", scale)
+        scale, interval = finite("guidance_scale", scale), checked_interval(interval)
         if callback is not None and not callable(callback):
             raise ValueError(f"callback must be a function, not {callback!r}")
         prompts = texts_of("prompts", list(prompts) if not isinstance(prompts, str) else prompts)
@@ -203,7 +213,7 @@ class TextToImage:
             cond = self.encode_prompts(prompts)
             uncond = self.encode_prompts(negatives) if scale != 1 else None
             return run_sampler(
-                guide(self.denoiser, scale, uncond, join=lambda *states: concatenate(states)),
+                guide(self.denoiser, scale, uncond, lambda *states: concatenate(states), interval),
                 to_device(noise, self.device) * sigmas[0],
                 sigmas,
                 cond,

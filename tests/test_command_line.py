@@ -108,6 +108,7 @@ def below_a_file(tmp_path):
         (["sample", "3", "--num-images-per-prompt", "0"], ["num_images_per_prompt", "0"]),
         (["sample", "3", "--model", "FILE"], ["FILE", "is a file"]),
         (["sample", "3", "--guidance-scale", "nan"], ["guidance_scale", "nan"]),
+        (["sample", "3", "--guidance-interval", "2", "1"], ["guidance_interval", "low < high"]),
         (["sample", "3", "--sampler", "magic"], ["magic", "dpmpp_2m"]),
         (["sample", "3", "--seed", "-1"], ["seed", "-1"]),
         (["sample", "3", "--threads", "0"], ["threads", "0"]),
@@ -190,7 +191,12 @@ def test_interrupting_exits_with_130(tmp_path, monkeypatch, capsys):
 
 
 def test_exported_metrics_belong_to_the_exported_settings():
-    settings = {"guidance_scale": 1.7, "sampler": "dpmpp_2m", "num_inference_steps": 20}
+    settings = {
+        "guidance_scale": 1.7,
+        "guidance_interval": [0.3, 5.0],
+        "sampler": "dpmpp_2m",
+        "num_inference_steps": 20,
+    }
     assert same_settings(settings | {"sample_all": 0.9}, settings | {"latent_scale": 1.0})
     assert not same_settings(settings | {"guidance_scale": 2.0}, settings)
     assert not same_settings({}, settings)

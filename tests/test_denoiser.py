@@ -225,6 +225,30 @@ def test_joined_guidance_is_one_call_and_the_same(sigma):
     np.testing.assert_allclose(joined, guide(D, 3.0, uncond)(x, sigma, cond))
 
 
+@pytest.mark.parametrize("join", [None, lambda *conds: np.concatenate(conds)], ids=["two", "one"])
+def test_guidance_in_an_interval(join):
+    """Its lower end is outside, its upper end inside; outside, D is asked once and nothing more."""
+    calls = []
+
+    def D(x, sigma, cond):
+        calls.append(len(x))
+        return x * np.reshape(sigma, (-1, 1)) + cond
+
+    rng = np.random.default_rng(4)
+    x, cond, uncond = rng.standard_normal((3, 6, 2))
+    limited, plain = guide(D, 3.0, uncond, join, (0.5, 2.0)), guide(D, 3.0, uncond, join)
+    for sigma in (0.5, 0.51, 2.0, 2.01):
+        calls.clear()
+        inside = 0.5 < sigma <= 2
+        expected = uncond + x * sigma + 3 * (cond - uncond) if inside else cond + x * sigma
+        np.testing.assert_allclose(limited(x, sigma, cond), expected)
+        assert sum(calls) == (12 if inside else 6)
+    each = np.array([0.1, 0.5, 0.51, 2.0, 2.01, 9.0])
+    expected = np.where((each > 0.5)[:, None], plain(x, each, cond), D(x, each, cond))
+    expected[4:] = D(x, each, cond)[4:]
+    np.testing.assert_allclose(limited(x, each, cond), expected)
+
+
 def test_guidance_and_negative_prompts_move_samples_the_right_way():
     """Along the line between two classes: asking for right goes right, the more so with a larger
     scale, and further still when left is what to avoid."""
@@ -273,6 +297,9 @@ def test_other_bad_input_is_refused():
     for scale in (math.nan, math.inf):
         with pytest.raises(ValueError, match="guidance_scale"):
             guide(zero, scale)
+    for interval in ((2, 1), (1, 1), (-1, 2), (math.nan, 1), (0, math.nan), (1,), 3, "ab", None):
+        with pytest.raises(ValueError, match="guidance_interval"):
+            guide(zero, 2.0, interval=interval)
     with pytest.raises(ValueError, match="P_std"):
         edm_sigmas(np.zeros(2), P_std=0)
     with pytest.raises(ValueError, match="noise has shape"):

@@ -181,6 +181,22 @@ def test_guidance_is_twice_the_rows_and_no_guidance_is_not(pipe, calls):
     assert [len(x) for x in calls] == [1] * 3 + [2] * 3
 
 
+def test_guidance_in_an_interval_is_twice_the_rows_there(pipe, calls, monkeypatch):
+    """Levels 40, 2.4 and 0.02: the interval says which of them have two halves."""
+    options = {"num_inference_steps": 3, "guidance_scale": 2, "sampler": "euler"}
+    for interval, rows in (((1, 41), [2, 2, 1]), ((0.01, 6), [1, 2, 2]), ((50, 60), [1, 1, 1])):
+        calls.clear()
+        limited = pipe.sample(["seven"], guidance_interval=interval, **options)
+        assert [len(x) for x in calls] == rows
+    assert close(limited, pipe.sample(["seven"], **options | {"guidance_scale": 1}))
+    config = dataclasses.replace(pipe.config, guidance_interval=[1, 41])  # as from JSON
+    assert config.guidance_interval == (1, 41)
+    monkeypatch.setattr(pipe, "config", config)
+    calls.clear()
+    pipe.sample(["seven"], **options)
+    assert [len(x) for x in calls] == [2, 2, 1]
+
+
 def test_guidance_goes_past_the_prompt_away_from_the_negative(pipe):
     """One Euler step from sigma_max lands on D, so D_u + w (D_c - D_u) can be seen."""
 
@@ -256,6 +272,8 @@ def test_any_text_is_a_prompt(pipe, prompt):
         ({"seed": 1.5}, "seed must be a whole number >= 0, not 1.5"),
         ({"sampler": []}, "unknown sampler"),
         ({"guidance_scale": "2"}, "guidance_scale must be a finite number"),
+        ({"guidance_interval": (2, 1)}, "guidance_interval: 0 <= low < high is needed"),
+        ({"guidance_interval": 3}, "guidance_interval must be"),
         ({"callback": "print"}, "callback must be a function"),
         ({"prompt": []}, "prompt must not be an empty list"),
         ({"prompt": ["seven", 7]}, "prompt must be a text"),

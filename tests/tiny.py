@@ -8,6 +8,7 @@ import numpy as np
 
 from ldm_numpy import training
 from ldm_numpy.data import captions, mnist
+from ldm_numpy.diffusion.denoiser import EVERYWHERE
 from ldm_numpy.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from ldm_numpy.models.classifier import Classifier, ClassifierConfig
 from ldm_numpy.models.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
@@ -60,7 +61,7 @@ UNET = UNetConfig(
     cross_attention_dim=16,
     norm_num_groups=4,
 )
-SETTINGS = PipelineConfig(num_inference_steps=2)
+SETTINGS = PipelineConfig(num_inference_steps=2, guidance_interval=EVERYWHERE)
 CONTEXT_LENGTH = 12
 
 # A batch of 20 in shards of 8 leaves an uneven last one of 4.

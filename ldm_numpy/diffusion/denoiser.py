@@ -151,7 +151,10 @@ def score(D, x, sigma, cond=None):
     return (D(x, sigma, cond) - x) / per_sample(sigma, x) ** 2
 
 
-def guide(D, guidance_scale: float, uncond=None, join=None):
+EVERYWHERE = (0.0, math.inf)  # an interval of noise levels that holds them all
+
+
+def guide(D, guidance_scale: float, uncond=None, join=None, interval=EVERYWHERE):
     """Classifier-free guidance: D_u + guidance_scale (D_c - D_u), itself a D.
 
     D_c is D given the condition, D_u is D given `uncond`: the value that stands for "no condition",
@@ -160,23 +163,49 @@ def guide(D, guidance_scale: float, uncond=None, join=None):
     nothing but another `uncond`.
     Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", eq. 6, where guidance_scale = 1 + w.
 
+    Guidance acts at levels low < sigma <= high of `interval`; at all others the result is D_c. In
+    much noise it would send all samples to the same few places, and in little it changes nothing:
+    limited to the middle it costs less variety, and fewer evaluations. Kynkäänniemi et al. 2024,
+    "Applying guidance in a limited interval improves sample and distribution quality in diffusion
+    models".
+
     `join(uncond, cond)` makes one condition for twice the rows; with it both are one evaluation of
     D, which is faster where an evaluation costs something however few its rows.
 
-    Raises ValueError for a scale that is not finite.
+    Raises ValueError for a scale that is not finite, and an interval that is none.
     """
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be a finite number, got {guidance_scale}")
+    low, high = checked_interval(interval)
     if guidance_scale == 1:
         return D
 
     def guided(x, sigma, cond=None):
+        one_each = getattr(sigma, "shape", ()) != ()
+        if not one_each and not low < sigma <= high:
+            return D(x, sigma, cond)
+        scale = guidance_scale
+        if one_each:
+            levels = per_sample(sigma, x)
+            inside = (levels > low) & (levels <= high)
+            scale = 1 + inside * levels.dtype.type(guidance_scale - 1)
         if join is None:
             without, given = D(x, sigma, uncond), D(x, sigma, cond)
         else:
-            sigmas = concatenate([sigma, sigma]) if getattr(sigma, "shape", ()) else sigma
+            sigmas = concatenate([sigma, sigma]) if one_each else sigma
             both = D(concatenate([x, x]), sigmas, join(uncond, cond))
             without, given = both[: len(x)], both[len(x) :]
-        return without + (given - without) * guidance_scale
+        return without + (given - without) * scale
 
     return guided
+
+
+def checked_interval(interval) -> tuple[float, float]:
+    """(low, high) of an interval of noise levels; ValueError unless 0 <= low < high."""
+    try:
+        low, high = (float(end) for end in interval)
+    except (TypeError, ValueError):
+        raise ValueError(f"guidance_interval must be (low, high), not {interval!r}") from None
+    if not 0 <= low < high:
+        raise ValueError(f"guidance_interval: 0 <= low < high is needed, not {low:g} and {high:g}")
+    return low, high
