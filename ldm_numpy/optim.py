@@ -205,8 +205,8 @@ def orthogonal(x):
     and 1 to between 0.7 and 1.2, in nothing but matrix products (a Newton-Schulz iteration whose
     coefficients were chosen for speed rather than for a limit of exactly 1: Jordan et al. 2024).
 
-    With P = a + b G + c G^2, the next x is x P and the next G is P G P. So the five P are found from
-    G alone, the smaller of the two products of x with itself, and x meets their product once.
+    With P = a + b G + c G^2, the next x is x P and the next G is P G P. So the five P are found
+    from G alone, the smaller of the two products of x with itself, and x meets their product once.
     """
     xp = array_module(x)
     x = x / (xp.sqrt((x * x).sum((1, 2), keepdims=True)) + 1e-7)  # no singular value above 1

@@ -1,6 +1,7 @@
 """Preconditioning, loss, score and guidance on Gaussian data, where the answers are formulas."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from ldm_numpy.diffusion import (
     karras_sigmas,
     score,
 )
-from ldm_numpy.diffusion.denoiser import edm_loss_weight, edm_preconditioning, per_sample
+from ldm_numpy.diffusion.denoiser import (
+    edm_loss_weight,
+    edm_preconditioning,
+    per_sample,
+    stratified_normals,
+)
 from ldm_numpy.gradcheck import check_gradients
 from ldm_numpy.tensor import Tensor
 
@@ -182,6 +188,26 @@ def two_hills():
 
 
 LEFT, RIGHT = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+
+
+def test_stratified_levels_are_normal_and_one_in_every_stratum():
+    rng = np.random.default_rng(5)
+    batches = np.stack([stratified_normals(8, rng) for _ in range(4000)])  # (4000, 8)
+    assert batches.dtype == np.float32
+    places = [NormalDist().cdf(float(z)) * 8 for z in batches[0]]
+    assert [int(place) for place in places] == list(range(8))
+    assert np.ptp([place % 1 for place in places]) < 1e-3  # all moved by one number
+    assert abs(batches.mean()) < 0.01 and abs(batches.std() - 1) < 0.01
+    assert batches.mean(1).std() < 0.2  # of independent numbers, 1 / sqrt(8) = 0.35
+
+
+def test_no_level_is_infinite():
+    class Zero:
+        def random(self):
+            return 0.0
+
+    assert np.isfinite(stratified_normals(1, Zero())).all()
+    assert np.isfinite(stratified_normals(64, Zero())).all()
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 7.5, -1.0])

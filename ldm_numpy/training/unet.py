@@ -9,7 +9,7 @@ import numpy as np
 from .. import images
 from ..backend import generator, to_device, to_host
 from ..data import captions, mnist
-from ..diffusion.denoiser import EDMDenoiser, edm_loss, edm_sigmas
+from ..diffusion.denoiser import EDMDenoiser, edm_loss, edm_sigmas, stratified_normals
 from ..models.autoencoder import AutoencoderKL
 from ..models.clip import CLIPTextModel
 from ..models.unet import UNet, UNetConfig
@@ -113,7 +113,7 @@ class UNetStage(Stage):
 
         clean = to_device(mean + std * normal("posterior", mean.shape), self.device)
         noise = to_device(normal("noise", mean.shape), self.device)
-        levels = normal("level", n)
+        levels = stratified_normals(n, generator(self.seed, self.name, step, "level"))
         sigma = to_device(edm_sigmas(levels, config.P_mean, config.P_std), self.device)
         texts = self.train.captions(index, self.seed, self.name, step)
         drop = generator(self.seed, self.name, step, "drop").random(n) < config.drop_condition
