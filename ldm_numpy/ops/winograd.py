@@ -117,7 +117,8 @@ def join(tiles, shape, b=None):
     rows, columns = tiles_along(height), tiles_along(width)
     y = tiles.reshape(n, rows, columns, TILE, TILE, c).transpose(0, 1, 3, 2, 4, 5)
     if b is not None:
-        y = array_module(y).add(y, b, order="C")
+        xp = array_module(y)
+        y = xp.add(y, b, out=xp.empty(y.shape, y.dtype))
     y = y.reshape(n, TILE * rows, TILE * columns, c)
     return y[:, :height, :width]
 

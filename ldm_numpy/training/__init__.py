@@ -49,13 +49,15 @@ CLIP = StageConfig(
     sample_every=700,
 )
 UNET = UNetStageConfig(
-    steps=5000,
-    batch_size=64,
-    learning_rate=5e-3,
+    steps=2400,
+    batch_size=128,
+    shard_size=32,
+    learning_rate=6e-3,
     optimizer="muon",
     ema_decay=0.998,
-    checkpoint_every=500,
-    sample_every=1000,
+    P_mean=0.3,
+    checkpoint_every=400,
+    sample_every=800,
 )
 READER_SEED = 1  # added to the run's: the reader shares nothing with the perceptual classifier
 
