@@ -70,14 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--model", help=model_help)
     sample.add_argument("--num-images-per-prompt", type=int, default=8)
     sample.add_argument("--num-inference-steps", type=int)
-    sample.add_argument("--guidance-scale", type=float)
-    sample.add_argument(
-        "--guidance-interval",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="noise levels at which there is guidance; 0 inf are all",
-    )
+    add_guidance(sample)
     sample.add_argument("--negative-prompt", help="what to steer away from")
     sample.add_argument("--sampler", help="euler, heun, dpmpp_2m or euler_ancestral")
     sample.add_argument("--seed", type=int, default=0)
@@ -89,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", evaluate_command, "Measure a model against prompts and data.")
     evaluate.add_argument("--model", help=model_help)
     evaluate.add_argument("--data", help="folder with four IDX files (default: embedded MNIST)")
-    evaluate.add_argument("--guidance-scale", type=float)
+    add_guidance(evaluate)
     evaluate.add_argument("--seed", type=int, default=evaluation.SEED, help="of the samples")
     evaluate.add_argument(
         "--per-combination",
@@ -112,6 +105,17 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("--model", help=model_help)
     info.add_argument("--depth", type=int, default=2, help="how deep to go into them")
     return parser
+
+
+def add_guidance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--guidance-scale", type=float)
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="noise levels at which there is guidance; 0 inf are all",
+    )
 
 
 def train_command(options) -> None:
@@ -195,6 +199,7 @@ def evaluate_command(options) -> None:
         options.per_combination,
         options.frechet_samples,
         options.guidance_scale,
+        options.guidance_interval,
         options.seed,
         say=print,
     )

@@ -14,6 +14,7 @@ import numpy as np
 from . import images, pipeline
 from .backend import blas_threads, generator, to_device, to_host
 from .data import captions, mnist
+from .diffusion.denoiser import checked_interval
 from .metrics import (
     clip_score,
     frechet_distance,
@@ -68,6 +69,7 @@ def evaluate(
     per_combination: int = PER_COMBINATION,
     frechet_samples: int = FRECHET_SAMPLES,
     guidance_scale: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     seed: int = SEED,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
@@ -77,7 +79,7 @@ def evaluate(
         model: folder of the model or of a finished run; the shipped model by default
         data: folder of IDX files, the embedded digits by default
         per_combination, frechet_samples: how many samples; fewer are quicker and less certain
-        guidance_scale: instead of the model's own default
+        guidance_scale, guidance_interval: instead of the model's own defaults
         seed: of the samples; settings must not be tuned on the seed that is reported
         say: called with a line before each part that takes time
     """
@@ -90,6 +92,8 @@ def evaluate(
     scale = pipe.config.guidance_scale if guidance_scale is None else guidance_scale
     if not np.isfinite(scale):
         raise ValueError(f"guidance_scale must be a finite number, not {scale}")
+    interval = pipe.config.guidance_interval if guidance_interval is None else guidance_interval
+    guidance = {"guidance_scale": scale, "guidance_interval": list(checked_interval(interval))}
     pictures, labels = mnist.load("test", data)
     if frechet_samples > len(pictures) - 2:
         raise ValueError(
@@ -100,8 +104,7 @@ def evaluate(
     weights, slants = captions.attributes(pictures)
     pixels = mnist.to_float(pictures)
     metrics = {
-        "guidance_scale": scale,
-        "guidance_interval": list(pipe.config.guidance_interval),
+        **guidance,
         "sampler": pipe.config.sampler,
         "num_inference_steps": pipe.config.num_inference_steps,
         "seed": seed,
@@ -119,7 +122,7 @@ def evaluate(
 
     prompts, wanted = combination_prompts(per_combination)
     say(f"drawing {len(prompts):,} samples of all 90 combinations")
-    drawn = draw(pipe, prompts, scale, seed)
+    drawn = draw(pipe, prompts, guidance, seed)
     measured = (judge.read(drawn), *captions.attributes(drawn))
     held_out = captions.HELD_OUT
     metrics |= {f"sample_{k}": v for k, v in prompt_accuracy(measured, wanted, held_out).items()}
@@ -134,7 +137,7 @@ def evaluate(
     chosen, others = order[:frechet_samples], order[frechet_samples:]
     say(f"drawing {frechet_samples:,} samples of the test set's captions")
     texts = captions.sample_captions(labels[chosen], weights[chosen], slants[chosen], rng)
-    sample_features = judge.features(draw(pipe, texts, scale, seed + 1))
+    sample_features = judge.features(draw(pipe, texts, guidance, seed + 1))
     metrics["frechet_distance"] = frechet_distance(sample_features, real_features[others])
     # What the very digits whose captions were used would have: splits differ, by luck.
     metrics["frechet_split"] = frechet_distance(real_features[chosen], real_features[others])
@@ -144,9 +147,9 @@ def evaluate(
     return metrics
 
 
-def draw(pipe: pipeline.TextToImage, prompts: list[str], scale: float, seed: int) -> np.ndarray:
+def draw(pipe: pipeline.TextToImage, prompts: list[str], guidance: dict, seed: int) -> np.ndarray:
     """Images (N, 28, 28, 1) of the prompts, as a user would get them: whole grey levels."""
-    return images.from_pil(pipe(prompts, guidance_scale=scale, seed=seed))
+    return images.from_pil(pipe(prompts, **guidance, seed=seed))
 
 
 def combination_prompts(per_combination: int):

@@ -54,7 +54,7 @@ class Function:
             where it is a leaf, or None where it needs no gradient. No edge leads to the Tensor that
             a Function made, so an array that nobody saved is freed as soon as the code that
             computed it lets go.
-        shape:  of the output
+        shape:  of the output, set by apply when forward has returned
     """
 
     tensor_type: type = type(None)  # tensor.py sets it: imports point one way

@@ -145,8 +145,8 @@ class Muon(AdamW):
     Attributes, besides AdamW's:
         v: of what is no matrix only
         stacks: (slice of the buffers, number, rows, columns) of matrices of one shape, which lie
-            side by side and are worked on as one stack; the largest come first, and none is much
-            larger than a piece, so that threads end together (a GPU has all of a shape in one)
+            side by side and are worked on as one stack; the largest come first, and a stack of
+            several is no larger than a piece, so that threads end together (on a GPU, all of them)
     """
 
     def __init__(self, parameters, momentum: float = 0.95, **options):

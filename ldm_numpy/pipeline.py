@@ -9,6 +9,7 @@ A model folder holds `config.json`, one safetensors file a network, the tokenize
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -146,11 +147,11 @@ class TextToImage:
             num_inference_steps, guidance_scale, guidance_interval, sampler: as the model's
                 configuration unless given
             guidance_scale: 1 is no guidance, larger values follow the prompt more closely, smaller
-                ones less; 0 ignores it, and negative values flee from it
+                ones less; 0 ignores it, and negative values flee from it, but only at the levels of
             guidance_interval: (low, high), the noise levels at which there is guidance; (0, inf)
-                are all
+                are all. A warning says if the sampler meets none of them
             negative_prompt: what to steer away from, one or one a prompt; by default nothing, and
-                without effect at a guidance scale of 1
+                without effect where there is no guidance
             seed: picture number i depends on seed and i only, and on its prompt
             callback: called as callback(step, sigma, latents) after each step
 
@@ -208,6 +209,13 @@ class TextToImage:
             negatives *= len(prompts)
         if len(negatives) != len(prompts):
             raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
+
+        if scale != 1 and not any(interval[0] < s <= interval[1] for s in sigmas[:-1]):
+            warnings.warn(
+                f"no noise level of these {steps} steps lies in guidance_interval {interval}: "
+                "guidance has no effect",
+                stacklevel=2,
+            )
 
         with blas_threads(1):
             cond = self.encode_prompts(prompts)

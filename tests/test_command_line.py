@@ -127,6 +127,7 @@ def below_a_file(tmp_path):
         (["sample", "3", "--sampler", ""], ["unknown sampler ''"]),
         (["sample", "3", "--out", "x" * 300 + ".png"], ["xxx"]),
         (["evaluate", "--guidance-scale", "nan"], ["guidance_scale", "nan"]),
+        (["evaluate", "--guidance-interval", "nan", "1"], ["guidance_interval", "nan"]),
         (["evaluate", "--frechet-samples", "90000"], ["frechet_samples", "10000"]),
         (["train", "clip", "--out", "BELOW"], ["cannot write", "BELOW"]),
         (["sample", "3", "--out", "BELOW/samples.png"], ["cannot write", "BELOW"]),
@@ -198,5 +199,8 @@ def test_exported_metrics_belong_to_the_exported_settings():
         "num_inference_steps": 20,
     }
     assert same_settings(settings | {"sample_all": 0.9}, settings | {"latent_scale": 1.0})
-    assert not same_settings(settings | {"guidance_scale": 2.0}, settings)
+    other = {"guidance_scale": 2.0, "guidance_interval": [0.3, 6.0], "sampler": "heun",
+             "num_inference_steps": 10}  # fmt: skip
+    for name, value in other.items():
+        assert not same_settings(settings | {name: value}, settings)
     assert not same_settings({}, settings)

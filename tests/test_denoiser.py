@@ -18,6 +18,8 @@ from ldm_numpy.diffusion import (
     score,
 )
 from ldm_numpy.diffusion.denoiser import (
+    EVERYWHERE,
+    checked_interval,
     edm_loss_weight,
     edm_preconditioning,
     per_sample,
@@ -201,13 +203,14 @@ def test_stratified_levels_are_normal_and_one_in_every_stratum():
     assert batches.mean(1).std() < 0.2  # of independent numbers, 1 / sqrt(8) = 0.35
 
 
-def test_no_level_is_infinite():
-    class Zero:
+@pytest.mark.parametrize("n", [1, 2, 64, 128])
+@pytest.mark.parametrize("u", [0.0, 1 - 2.0**-53])
+def test_no_level_is_infinite(n, u):
+    class Extreme:
         def random(self):
-            return 0.0
+            return u
 
-    assert np.isfinite(stratified_normals(1, Zero())).all()
-    assert np.isfinite(stratified_normals(64, Zero())).all()
+    assert np.isfinite(stratified_normals(n, Extreme())).all()
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 7.5, -1.0])
@@ -273,6 +276,9 @@ def test_guidance_in_an_interval(join):
     expected = np.where((each > 0.5)[:, None], plain(x, each, cond), D(x, each, cond))
     expected[4:] = D(x, each, cond)[4:]
     np.testing.assert_allclose(limited(x, each, cond), expected)
+    single = (a.astype(np.float32) for a in (x, each, cond, uncond))
+    x, each, cond, uncond = single
+    assert guide(D, 3.0, uncond, join, (0.5, 2.0))(x, each, cond).dtype == np.float32
 
 
 def test_guidance_and_negative_prompts_move_samples_the_right_way():
@@ -323,9 +329,12 @@ def test_other_bad_input_is_refused():
     for scale in (math.nan, math.inf):
         with pytest.raises(ValueError, match="guidance_scale"):
             guide(zero, scale)
-    for interval in ((2, 1), (1, 1), (-1, 2), (math.nan, 1), (0, math.nan), (1,), 3, "ab", None):
-        with pytest.raises(ValueError, match="guidance_interval"):
-            guide(zero, 2.0, interval=interval)
+    wrong = [(2, 1), (1, 1), (-1, 2), (math.nan, 1), (0, math.nan), (1,), 3, "12", None, {1: 2}]
+    for interval in wrong:
+        for scale in (1.0, 2.0):
+            with pytest.raises(ValueError, match="guidance_interval"):
+                guide(zero, scale, interval=interval)
+    assert checked_interval([0.5, math.inf]) == (0.5, EVERYWHERE[1])  # JSON has no infinity
     with pytest.raises(ValueError, match="P_std"):
         edm_sigmas(np.zeros(2), P_std=0)
     with pytest.raises(ValueError, match="noise has shape"):

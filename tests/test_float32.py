@@ -1,5 +1,7 @@
 """float32 throughout: one float64 number upcasts all that it meets, which is then twice as slow."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -83,9 +85,12 @@ class Recorded(np.ndarray):
         return np.asarray(getattr(ufunc, method)(*plain, **options)).view(Recorded)
 
 
-def test_an_update_computes_in_float32(monkeypatch):
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_an_update_computes_in_float32(kind, monkeypatch):
     """Its results are stored in float32 whatever they were computed in: look at the computing."""
-    optimizer, ema = prepare(tiny.stage("classifier"), Shards(8, 1))
+    stage = tiny.stage("classifier")
+    stage.config = dataclasses.replace(stage.config, optimizer=kind)
+    optimizer, ema = prepare(stage, Shards(8, 1))
     monkeypatch.setattr(Recorded, "types", set(), raising=False)
     for name in ("weights", "gradient", "m", "v"):
         setattr(optimizer, name, getattr(optimizer, name).view(Recorded))

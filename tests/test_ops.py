@@ -13,11 +13,12 @@ import scipy.signal
 import scipy.special
 
 from ldm_numpy import ops
+from ldm_numpy.ops import activation
 from ldm_numpy.ops.activation import normal_cdf
 from ldm_numpy.ops.conv import Conv2d, col2im, im2col
 from ldm_numpy.ops.linear import column_sum
 from ldm_numpy.ops.winograd import WinogradConv2d
-from ldm_numpy.tensor import Tensor, gradients
+from ldm_numpy.tensor import Tensor, gradients, no_grad
 
 
 def check(actual, expected, tolerance=1e-12):
@@ -108,6 +109,22 @@ def test_geglu(rng, shape, dtype, tolerance):
     (gh,) = gradients(y, [h], gy)
     assert gh.dtype == dtype
     check(gh, gradients(expected, [double], gy.astype(np.float64))[0], tolerance)
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "geglu", "quick_gelu"])
+def test_no_slope_is_computed_that_nobody_wants(name, monkeypatch):
+    asked = []
+    for slope in ("gelu_slope", "twice_silu_slope"):
+        original = getattr(activation, slope)
+        monkeypatch.setattr(activation, slope, lambda *a, f=original: asked.append(1) or f(*a))
+    function = getattr(ops, name)
+    x = Tensor(np.ones((3, 4)), requires_grad=True)
+    with no_grad():
+        function(x)
+    function(x.data)
+    assert not asked
+    function(x)
+    assert asked
 
 
 def test_geglu_of_nothing():

@@ -121,6 +121,25 @@ def test_orthogonal_is_roughly_the_svd_without_its_singular_values(rng, shape):
     assert not orthogonal(0 * x).any()  # a gradient of zero is no division by zero
 
 
+@pytest.mark.parametrize("shape", [(2, 7, 4), (3, 4, 7), (1, 5, 5), (2, 1, 3)])
+@pytest.mark.parametrize("size", [1e-3, 30.0])
+def test_orthogonal_is_five_steps_on_the_matrix_itself(rng, shape, size):
+    """As the iteration is written: x <- a x + x (b x^T x + c (x^T x)^2)."""
+    matrices = size * rng.normal(size=shape)
+    expected = []
+    for x in matrices:
+        x = x / (np.linalg.norm(x) + 1e-7)
+        x = x.T if x.shape[0] < x.shape[1] else x
+        for _ in range(5):
+            gram = x.T @ x
+            x = 3.4445 * x + x @ (-4.7750 * gram + 2.0315 * gram @ gram)
+        expected.append(x.T if shape[1] < shape[2] else x)
+    np.testing.assert_allclose(orthogonal(matrices), expected, rtol=1e-9, atol=1e-12)
+    single = orthogonal(matrices.astype(np.float32))
+    assert single.dtype == np.float32
+    assert np.linalg.norm(single - expected) < 1e-3 * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_muon_is_its_formula_for_matrices_and_adamw_for_vectors(rng, decay):
     net, adamw_net = Net(), Net()
@@ -172,7 +191,7 @@ def test_muon_cuts_a_tall_stack(monkeypatch):
 
     def trained(piece):
         monkeypatch.setattr(optim, "PIECE", piece)
-        parameters = [Parameter((3, 4), "ones") for _ in range(5)]
+        parameters = [Parameter((3, 4), "ones") for _ in range(5)] + [Parameter((6, 5), "ones")]
         optimizer = Muon(parameters)
         rng = np.random.default_rng(0)
         for _ in range(3):
@@ -182,7 +201,8 @@ def test_muon_cuts_a_tall_stack(monkeypatch):
 
     whole, expected = trained(1000)
     cut, got = trained(2 * 12 + 1)
-    assert whole == [(5, 3, 4)] and cut == [(2, 3, 4), (2, 3, 4), (1, 3, 4)]
+    assert whole == [(5, 3, 4), (1, 6, 5)]  # the largest first: the last to be taken are small
+    assert cut == [(1, 6, 5), (2, 3, 4), (2, 3, 4), (1, 3, 4)]  # one alone may be above a piece
     np.testing.assert_array_equal(got, expected)
 
 

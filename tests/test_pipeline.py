@@ -184,11 +184,15 @@ def test_guidance_is_twice_the_rows_and_no_guidance_is_not(pipe, calls):
 def test_guidance_in_an_interval_is_twice_the_rows_there(pipe, calls, monkeypatch):
     """Levels 40, 2.4 and 0.02: the interval says which of them have two halves."""
     options = {"num_inference_steps": 3, "guidance_scale": 2, "sampler": "euler"}
-    for interval, rows in (((1, 41), [2, 2, 1]), ((0.01, 6), [1, 2, 2]), ((50, 60), [1, 1, 1])):
+    for interval, rows in (((1, 41), [2, 2, 1]), ((0.01, 6), [1, 2, 2]), ((6, 39), [1, 1, 1])):
         calls.clear()
-        limited = pipe.sample(["seven"], guidance_interval=interval, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error" if 2 in rows else "ignore")
+            limited = pipe.sample(["seven"], guidance_interval=interval, **options)
         assert [len(x) for x in calls] == rows
     assert close(limited, pipe.sample(["seven"], **options | {"guidance_scale": 1}))
+    with pytest.warns(UserWarning, match=r"no noise level of these 3 steps .*no effect"):
+        pipe.sample(["seven"], guidance_interval=(50, 60), **options)
     config = dataclasses.replace(pipe.config, guidance_interval=[1, 41])  # as from JSON
     assert config.guidance_interval == (1, 41)
     monkeypatch.setattr(pipe, "config", config)

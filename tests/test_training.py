@@ -497,6 +497,8 @@ def test_noise_levels_follow_their_distribution(monkeypatch):
     for step in range(20):
         stage.gradients(step, Whole(), [])
     logs = np.log(np.concatenate([sigma for sigma, _, _ in levels]))
+    assert all((np.diff(sigma) > 0).all() for sigma, _, _ in levels)  # stratified in each batch,
+    assert len({float(sigma[50]) for sigma, _, _ in levels}) == 20  # anew in each
     assert logs.mean() == pytest.approx(-0.5, abs=0.06)
     assert logs.std() == pytest.approx(0.7, abs=0.05)
     noise, clean = (np.concatenate([level[i] for level in levels]) for i in (1, 2))

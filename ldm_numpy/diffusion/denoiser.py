@@ -8,7 +8,7 @@ posterior mean, D(x; sigma) = E[x0 | x], and it knows the score of the noised de
 
 So learning to denoise is learning the score, and a sampler needs nothing but D. Here:
     EDMDenoiser       a network with the scaling around it that makes it a D
-    edm_loss          what it is trained on
+    edm_loss          what it is trained on, at levels from edm_sigmas and stratified_normals
     score, guide      what one does with a D
 In all of them x is an array or a Tensor of any shape (N, ...), sigma a number or an array (N,),
 and `cond` an opaque value that only the network interprets. A Tensor in gives a Tensor out, which
@@ -16,6 +16,7 @@ can be differentiated; an array in gives an array out, and no graph.
 """
 
 import math
+from numbers import Real
 
 import numpy as np
 from scipy.special import ndtri
@@ -111,15 +112,15 @@ def edm_sigmas(normals, P_mean: float = -1.2, P_std: float = 1.2):
 
 
 def stratified_normals(n: int, rng: np.random.Generator) -> np.ndarray:
-    """n numbers (n,) float32, each standard normal, but one from every n-th of the distribution.
+    """n numbers (n,) float32, rising, together standard normal: one from every n-th of it.
 
         z_i = Phi^-1((i + u) / n),  u uniform on (0, 1)
 
     Noise levels drawn so cover their range evenly in every batch, and the batch's loss and gradient
-    vary less. (Kingma et al. 2021, "Variational diffusion models", appendix I.1)
+    vary less. (Kingma et al. 2021, "Variational diffusion models": their low-discrepancy sampler)
     """
-    u = max(rng.random(), 1e-12)  # the quantile 0 would be minus infinity
-    return ndtri((np.arange(n) + u) / n).astype(np.float32)
+    quantiles = (np.arange(n) + rng.random()) / n
+    return ndtri(quantiles.clip(1e-12, 1 - 1e-12)).astype(np.float32)  # 0 and 1 are at infinity
 
 
 def edm_loss_weight(sigma, sigma_data: float):
@@ -164,7 +165,7 @@ def score(D, x, sigma, cond=None):
     return (D(x, sigma, cond) - x) / per_sample(sigma, x) ** 2
 
 
-EVERYWHERE = (0.0, math.inf)  # an interval of noise levels that holds them all
+EVERYWHERE = (0.0, 1e9)  # an interval of noise levels that holds them all
 
 
 def guide(D, guidance_scale: float, uncond=None, join=None, interval=EVERYWHERE):
@@ -178,14 +179,14 @@ def guide(D, guidance_scale: float, uncond=None, join=None, interval=EVERYWHERE)
 
     Guidance acts at levels low < sigma <= high of `interval`; at all others the result is D_c. In
     much noise it would send all samples to the same few places, and in little it changes nothing:
-    limited to the middle it costs less variety, and fewer evaluations. Kynkäänniemi et al. 2024,
-    "Applying guidance in a limited interval improves sample and distribution quality in diffusion
-    models".
+    limited to the middle it costs less variety, and where sigma is a number, fewer evaluations.
+    Kynkäänniemi et al. 2024, "Applying guidance in a limited interval improves sample and
+    distribution quality in diffusion models".
 
     `join(uncond, cond)` makes one condition for twice the rows; with it both are one evaluation of
     D, which is faster where an evaluation costs something however few its rows.
 
-    Raises ValueError for a scale that is not finite, and an interval that is none.
+    Raises ValueError for a scale that is not finite, and for what is no interval.
     """
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be a finite number, got {guidance_scale}")
@@ -214,11 +215,13 @@ def guide(D, guidance_scale: float, uncond=None, join=None, interval=EVERYWHERE)
 
 
 def checked_interval(interval) -> tuple[float, float]:
-    """(low, high) of an interval of noise levels; ValueError unless 0 <= low < high."""
-    try:
-        low, high = (float(end) for end in interval)
-    except (TypeError, ValueError):
-        raise ValueError(f"guidance_interval must be (low, high), not {interval!r}") from None
+    """(low, high) of an interval of noise levels; ValueError unless 0 <= low < high.
+
+    The end is at most EVERYWHERE's: JSON has no infinity."""
+    pair = isinstance(interval, tuple | list) and len(interval) == 2
+    if not pair or not all(isinstance(end, Real) for end in interval):
+        raise ValueError(f"guidance_interval must be two numbers (low, high), not {interval!r}")
+    low, high = (float(end) for end in interval)
     if not 0 <= low < high:
         raise ValueError(f"guidance_interval: 0 <= low < high is needed, not {low:g} and {high:g}")
-    return low, high
+    return low, min(high, EVERYWHERE[1])

@@ -137,8 +137,8 @@ class ReLU(Function):
 class SiLU(Function):
     """y = x s(x), s the sigmoid;  gx = gy (s + y (1 - s)). (Elfwing et al. 2017)
 
-    Here and in the functions below forward computes the slope too, where backward will want it: of
-    all that was computed on the way, it is the one array that has to be kept.
+    Here and in GELU, GEGLU and QuickGELU forward computes the slope too, where backward will want
+    it: of all that was computed on the way, it is the one array that has to be kept.
     """
 
     def forward(self, x):

@@ -74,7 +74,8 @@ class Attention(Function):
         xp = array_module(gy)
         n, heads, t, d = q.shape
         gy = split_heads(gy, heads)
-        empty = xp.zeros if self.causal else xp.empty  # keys after the last query get nothing
+        # The first causal queries write the gradients of some keys only; later ones add to others.
+        empty = xp.zeros if self.causal else xp.empty
         gq, gk, gv = (
             split_heads(empty((n, x.shape[2], heads * d), gy.dtype), heads) if needed else None
             for x, needed in zip((q, k, v), self.needs)

@@ -22,9 +22,9 @@ class GroupNorm(Function):
 
     An array is passed over as seldom as possible: a sum over space is a product with ones, the mean
     over a group, spread to its channels again, a product with two small matrices; r and gamma are
-    folded into one scale s = gamma r a channel, and so is SiLU's half (see sigmoid_gate). The scale
-    meets c and never x itself, which loses no digits when the mean is large. As r is the same in a
-    whole group, it may move into a mean over it:
+    folded into one scale a channel, s = gamma r, and so is SiLU's half (see sigmoid_gate). The
+    scale meets c and never x itself, which loses no digits when the mean is large. As r is the same
+    in a whole group, it may move into a mean over it:
         gx = s gz - mean(s gz) - c r^2 mean(s gz c)
     """
 
@@ -85,7 +85,7 @@ def group_matrices(xp, channels: int, groups: int, pixels: int, dtype):
     a group's number to each of its channels."""
     of_channel = xp.arange(channels) // (channels // groups)
     members = (of_channel[:, None] == xp.arange(groups)).astype(dtype)  # (C, G)
-    return members * (groups / (pixels * channels)), members.T.copy()
+    return members * (groups / (max(1, pixels) * channels)), members.T.copy()
 
 
 class LayerNorm(Function):
