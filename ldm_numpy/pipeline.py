@@ -57,7 +57,7 @@ class PipelineConfig:
     sigma_max: float = 40.0
     sampler: str = "dpmpp_2m"
     num_inference_steps: int = 20
-    guidance_scale: float = 1.7
+    guidance_scale: float = 2.4
     guidance_interval: tuple[float, float] = (0.3, 5.0)
 
     def __post_init__(self):
