@@ -43,21 +43,21 @@ def start_stage(folder, threads=2):
 
 
 def test_a_short_training_reaches_its_quality(tmp_path):
-    """A third to a tenth of the steps of `make train-mnist`, through the same commands.
+    """Two thirds to a sixth of the steps of `make train-mnist`, through the same commands.
 
     Chance would be 10% for a digit and 1% for all three attributes.
     """
     run = tmp_path / "run"
     train("autoencoder", "--steps", 400, "--out", run)
     train("clip", "--steps", 300, "--out", run)
-    printed = train("unet", "--steps", 500, "--out", run)
+    printed = train("unet", "--steps", 400, "--out", run)
     metrics = json.loads((run / "model" / "metrics.json").read_text())
     assert metrics["reader_accuracy"] >= 0.99
     assert metrics["autoencoder_digit"] >= 0.97
-    assert metrics["autoencoder_mse"] <= 0.017
-    assert metrics["clip_zero_shot"] >= 0.55
-    assert metrics["sample_digit"] >= 0.65
-    assert metrics["sample_all"] >= 0.30
+    assert metrics["autoencoder_mse"] <= 0.01
+    assert metrics["clip_zero_shot"] >= 0.85
+    assert metrics["sample_digit"] >= 0.90
+    assert metrics["sample_all"] >= 0.50
     assert 0.7 <= metrics["sample_ink"] <= 1.4
     for band in BANDS:
         assert band.meaning in printed
@@ -65,7 +65,7 @@ def test_a_short_training_reaches_its_quality(tmp_path):
         rows = (run / f"{name}.csv").read_text().splitlines()
         assert rows[0].startswith("step,loss") and len(rows) > 10
         assert (run / f"{name}_loss.png").is_file()
-    assert (run / "samples.png").is_file() and (run / "unet_000500.png").is_file()
+    assert (run / "samples.png").is_file() and (run / "unet_000400.png").is_file()
 
 
 def test_killed_trainings_resume_to_the_same_bits(tmp_path):
