@@ -161,7 +161,7 @@ def run_all(monkeypatch, folder: Path, **options) -> training.Run:
         (training, "CLIP", StageConfig(**STEPS)),
         (training, "UNET", UNetStageConfig(**STEPS, optimizer="muon")),
         (training, "CONTEXT_LENGTH", CONTEXT_LENGTH),
-        (training, "PipelineConfig", partial(PipelineConfig, num_inference_steps=2)),
+        (training, "PipelineConfig", partial(PipelineConfig, num_inference_steps=3)),
     ]:
         monkeypatch.setattr(module, name, value)
     return training.Run(folder, threads=1, **options)
