@@ -6,8 +6,7 @@ is one of UNetStageConfig's or UNetConfig's, a VALUE a Python literal. Prints, o
 weights, the loss on test digits, which all settings share: noise levels, noise and weights of the
 default settings, full captions and none; and of samples with each guidance how many are as
 asked (digit, slant, stroke, all), and their Fréchet distance in multiples of its floor. Fewer
-samples in fewer steps than an evaluation takes, and with another seed. README.md has the table of
-what was tried.
+samples than an evaluation takes, and with another seed. README.md has the table of what was tried.
 """
 
 import argparse

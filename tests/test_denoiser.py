@@ -238,15 +238,21 @@ def test_guidance_calls_once_at_scale_one_and_twice_otherwise():
     assert sorted(calls[1:]) == ["nothing", "seven"]
 
 
-@pytest.mark.parametrize("sigma", [0.8, np.linspace(0.5, 2, 6)], ids=["number", "each"])
-def test_joined_guidance_is_one_call_and_the_same(sigma):
+def counting_denoiser():
+    """A D that depends on the rows of x, sigma and cond, each in its own way; and the list of how
+    many rows it was asked for."""
     calls = []
 
     def D(x, sigma, cond):
-        """Depends on the rows of x, sigma and cond, each in its own way."""
         calls.append(len(x))
         return x * np.reshape(sigma, (-1, 1)) + cond
 
+    return D, calls
+
+
+@pytest.mark.parametrize("sigma", [0.8, np.linspace(0.5, 2, 6)], ids=["number", "each"])
+def test_joined_guidance_is_one_call_and_the_same(sigma):
+    D, calls = counting_denoiser()
     rng = np.random.default_rng(3)
     x, cond, uncond = rng.standard_normal((3, 6, 2))
     joined = guide(D, 3.0, uncond, join=lambda *conds: np.concatenate(conds))(x, sigma, cond)
@@ -257,12 +263,7 @@ def test_joined_guidance_is_one_call_and_the_same(sigma):
 @pytest.mark.parametrize("join", [None, lambda *conds: np.concatenate(conds)], ids=["two", "one"])
 def test_guidance_in_an_interval(join):
     """Its lower end is outside, its upper end inside; outside, D is asked once and nothing more."""
-    calls = []
-
-    def D(x, sigma, cond):
-        calls.append(len(x))
-        return x * np.reshape(sigma, (-1, 1)) + cond
-
+    D, calls = counting_denoiser()
     rng = np.random.default_rng(4)
     x, cond, uncond = rng.standard_normal((3, 6, 2))
     limited, plain = guide(D, 3.0, uncond, join, (0.5, 2.0)), guide(D, 3.0, uncond, join)
