@@ -1,10 +1,7 @@
-"""Our side of every workload: the library's public parts, used as `ldm_numpy.training` uses them.
-
-A job has `run()`, which is timed, and `check()`, which returns named arrays (PyTorch's layout for
-weights and their gradients, channels last for images) to be compared with the other side's.
-"""
+"""Our side of every workload: the library's parts, used as `ldm_numpy.training` uses them."""
 
 import dataclasses
+import functools
 import time
 from contextlib import nullcontext
 
@@ -23,8 +20,20 @@ from ldm_numpy.training.clip import MAX_SCALE
 from . import workloads as w
 
 
-class Step:
-    """One training step: forward and backward in shards, clip, AdamW, EMA."""
+def on_all_ranks(method):
+    """The method, run by all processes together: rank 0 is asked, and tells the others."""
+
+    @functools.wraps(method)
+    def call(self):
+        if self.shards.leads:
+            self.ring.share(method.__name__)
+        return method(self)
+
+    return call
+
+
+class Step(w.Job):
+    """One training step: forward and backward in shards, clip, AdamW, EMA; over processes."""
 
     def __init__(self, spec: dict):
         self.spec = spec
@@ -36,9 +45,21 @@ class Step:
         """What a training allocates before its first step."""
         stage = loop.Stage()
         stage.config, stage.networks = self.config, {"network": self.network}
-        self.shards = Shards(w.shard_size(self.spec), self.spec.get("threads"))
+        here = Shards(w.shard_size(self.spec), self.spec.get("threads"))
+        self.ring, self.shards = loop.ranks(here, self.spec["batch"])
         self.optimizer, self.ema = loop.prepare(stage, self.shards)
+        self.ring.fork()
+        if not self.shards.leads:
+            with self.ring, blas_threads(1):
+                while method := self.ring.share():
+                    getattr(self, method)()
 
+    def end(self) -> None:
+        """End the other processes."""
+        with self.ring:
+            self.ring.share("")
+
+    @on_all_ranks
     def gradients(self):
         """Fill the gradients; returns the batch's loss."""
         a, n, parameters = self.inputs, self.spec["batch"], self.optimizer.parameters
@@ -69,6 +90,7 @@ class Step:
     def contrastive(self, image, text):
         return ops.contrastive_loss(image, text, self.network.logit_scale, self.inputs["positives"])
 
+    @on_all_ranks
     def update(self) -> None:
         self.optimizer.clip_gradient(self.config.clip_norm)
         self.optimizer.step(w.LEARNING_RATE)
@@ -115,7 +137,7 @@ def prefixed(prefix: str, arrays: dict) -> dict:
     return {prefix + name: array for name, array in arrays.items()}
 
 
-class Sample:
+class Sample(w.Job):
     """Prompts to pictures, through the pipeline."""
 
     def __init__(self, spec: dict):
@@ -133,9 +155,6 @@ class Sample:
             "guidance_scale": 2.0, "guidance_interval": EVERYWHERE,
         }  # fmt: skip
 
-    def start(self) -> None:
-        pass
-
     def run(self):
         count = self.spec["batch"]
         return self.pipeline(w.PROMPT, num_images_per_prompt=count, **self.options)
@@ -149,15 +168,12 @@ class Sample:
         return {"latents": latents, "pixels": pixels}
 
 
-class Op:
+class Op(w.Job):
     """One operation, forward and backward, in shards over threads."""
 
     def __init__(self, spec: dict):
         self.spec, self.inputs = spec, w.inputs(spec)
         self.shards = Shards(w.shard_size(spec), spec.get("threads"))
-
-    def start(self) -> None:
-        pass
 
     def apply(self, tensors):
         if self.spec["kind"] == "conv":
@@ -197,7 +213,7 @@ class Op:
         return joined
 
 
-class Sgemm:
+class Sgemm(w.Job):
     """What the matrix library can do: so many threads, each with its own products, one BLAS thread
     each. `shapes`: (m, k, n), arrays reused."""
 
@@ -210,9 +226,6 @@ class Sgemm:
         ]
         self.shards = Shards(None, self.threads)
 
-    def start(self) -> None:
-        pass
-
     def run(self) -> None:
         def work(buffers):
             a, b, c = buffers
@@ -223,15 +236,12 @@ class Sgemm:
         list(self.shards.map(work, self.buffers))
 
 
-class Overhead:
+class Overhead(w.Job):
     """What Python costs an operation: a chain of products of one number each."""
 
     def __init__(self, spec: dict):
         self.x = Tensor(np.ones(1, np.float32), requires_grad=True)
         self.backward = spec["backward"]
-
-    def start(self) -> None:
-        pass
 
     def run(self) -> None:
         y = self.x

@@ -22,21 +22,21 @@ TARGETS = [
     ("one image, 20 steps", ("timed", "sample-1"), 1.0, 0.7),
     ("peak memory of the U-Net training step, above import", ("memory",), 0.8, 0.5),
     ("share of the sgemm limit in the U-Net training step", ("limit", "share"), 0.60, 0.80),
-    ("all threads against one, as a share of sgemm's gain", ("limit", "gain share"), 0.93, 0.98),
+    ("all processors against one, as a share of sgemm's gain", ("limit", "gain share"), 0.93, 0.98),
     ("import ldm_numpy, beyond NumPy and SciPy, seconds", ("start", "import ldm_numpy"), 0.3, None),
 ]  # fmt: skip
 
 # Said where a measured slope is off the counted one: (below it, above it).
 REASONS = {
     "batch": (
-        "A batch of one shard keeps one thread busy, and what a step costs whatever its batch "
+        "A batch of one shard keeps one processor busy, and what a step costs whatever its batch "
         "(the update, Python) weighs more in small ones.",
         "Large batches leave the caches.",
     ),
     "threads": (
-        "The shards of more threads find more of their data in the caches of more cores.",
-        "Threads share memory and its bandwidth, and what Python does between the large operations "
-        "is done by one at a time.",
+        "More processors have more caches, in which shards find more of their data.",
+        "Processors share memory and its bandwidth, and at the end of each part of a step the "
+        "first to be done waits for the last.",
     ),
     "image side": (
         "Small images leave Python and the update their share, and a matrix product of few rows is "
@@ -122,18 +122,19 @@ def limit_lines(limit: dict) -> list[str]:
         "",
         "| | Gflop/s |",
         "|---|---|",
-        f"| the training step, {n} threads | {band(limit['step'], '.0f')} |",
+        f"| the training step, {n} processors | {band(limit['step'], '.0f')} |",
     ]
     for name, text in (("shapes", "the step's own matrix shapes"), ("cube", "2048 x 2048 x 2048")):
         for threads in dict.fromkeys((n, 1)):
+            noun = "processors" if threads > 1 else "processor"
             rate = band(limit["sgemm"][f"{name} {threads}"], ".0f")
-            lines.append(f"| sgemm, {text}, {threads} threads | {rate} |")
+            lines.append(f"| sgemm, {text}, {threads} {noun} | {rate} |")
     return [
         *lines,
         "",
         f"Share of the limit: {100 * limit['share']['median']:.0f}% of what sgemm reaches on the "
         f"step's shapes, {100 * limit['share of the cube']['median']:.0f}% of the large cube's.",
-        f"From 1 thread to {n} the step gains {band(limit['gain'])}, sgemm "
+        f"From 1 processor to {n} the step gains {band(limit['gain'])}, sgemm "
         f"{band(limit['sgemm gain'])}, PyTorch's step {band(limit['torch gain'])}: we keep "
         f"{100 * limit['gain share']['median']:.0f}% of sgemm's gain.",
     ]

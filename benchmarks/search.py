@@ -113,16 +113,19 @@ def sample_quality(stage: UNetStage, run: Run, guidances: list) -> list[dict]:
 def train(stage: UNetStage, shards: Shards, steps: int) -> float:
     """Train; leaves the averaged weights in the network and returns the seconds."""
     config = stage.config
+    ring, shards = loop.ranks(shards, config.batch_size)
     optimizer, ema = loop.prepare(stage, shards)
-    stage.posteriors  # noqa: B018 - computed once, before the clock starts
+    stage.before_steps()
     began = time.perf_counter()
-    for step in range(steps):
-        optimizer.zero_grad()
-        stage.gradients(step, shards, optimizer.parameters)
-        optimizer.clip_gradient(config.clip_norm)
-        factor = warmup_cosine(step, steps, config.warmup, loop.FLOOR)
-        optimizer.step(config.learning_rate * factor)
-        ema.update()
+    with ring:
+        ring.fork()
+        for step in range(steps):
+            optimizer.zero_grad()
+            stage.gradients(step, shards, optimizer.parameters)
+            optimizer.clip_gradient(config.clip_norm)
+            factor = warmup_cosine(step, steps, config.warmup, loop.FLOOR)
+            optimizer.step(config.learning_rate * factor)
+            ema.update()
     optimizer.weights[...] = ema.average
     return time.perf_counter() - began
 

@@ -26,11 +26,11 @@ def timed(turns: Turns, names: list[str]) -> dict:
 
 
 def limit(turns: Turns) -> dict:
-    """The U-Net step against matrix products alone, and two threads against one; and PyTorch's.
+    """The U-Net step against matrix products alone, and all processors against one; and PyTorch's.
 
-    `share`: operations counted / time / what sgemm reaches, all threads at work, for the step's own
-    matrix shapes (one shard's) and for a large cube. `threads`: the gain of all threads over one,
-    as a share of sgemm's.
+    `share`: operations counted / time / what sgemm reaches, all processors at work, for the step's
+    own matrix shapes (one shard's) and for a large cube. `gain share`: the gain of all processors
+    over one, as a share of sgemm's.
     """
     step, threads = w.STEPS["unet"], cpu_count()
     counts = counting.of_spec(step, w.shard_size(step))

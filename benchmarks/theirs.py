@@ -67,7 +67,7 @@ def precondition(sigma):
     return 1 / root**2, sigma / root, 1 / root, 250 * torch.log(sigma)
 
 
-class Step:
+class Step(w.Job):
     def __init__(self, spec: dict):
         self.spec, self.config = spec, w.STAGES[spec["kind"]]
         self.network = network(spec["kind"], spec)
@@ -150,7 +150,7 @@ class Step:
         return result | prefixed("average/", {n: a.numpy() for n, a in zip(names, self.average)})
 
 
-class Sample:
+class Sample(w.Job):
     """DPM-Solver++ 2M with guidance as in `ldm_numpy`, on tensors."""
 
     def __init__(self, spec: dict):
@@ -213,7 +213,7 @@ class Sample:
         return {"latents": array(latents), "pixels": self.pixels(latents)}
 
 
-class Op:
+class Op(w.Job):
     def __init__(self, spec: dict):
         found = tensors(spec)
         if "w" in found:
@@ -222,9 +222,6 @@ class Op:
             ).contiguous(memory_format=torch.channels_last if LAST else torch.contiguous_format)
         self.kind, self.gy = spec["kind"], found.pop("gy")
         self.inputs = {name: x.requires_grad_() for name, x in found.items()}
-
-    def start(self) -> None:
-        pass
 
     def run(self) -> torch.Tensor:
         for x in self.inputs.values():
@@ -245,13 +242,10 @@ class Op:
         return {"y": array(y)} | found
 
 
-class Overhead:
+class Overhead(w.Job):
     def __init__(self, spec: dict):
         self.x = torch.ones(1, requires_grad=True)
         self.backward = spec["backward"]
-
-    def start(self) -> None:
-        pass
 
     def run(self) -> None:
         y = self.x

@@ -6,7 +6,8 @@ prepare NAME SPEC   build a job and run it once
 check NAME FILE     write what it computes to an .npz file
 time NAME SECONDS   median seconds a run
 drop NAME           forget it
-memory SPEC         bytes by which three steps raise the process's peak, above the built networks
+memory SPEC         bytes by which three steps raise the peak, above the built networks, with all
+                    processes that they start
 """
 
 import json
@@ -19,12 +20,20 @@ import numpy as np
 SIDES = ("ours", "torch", "torch-last")  # the last: channels last, allocator tuned as ours
 
 
+def kernel_bytes(file: str, *names: str) -> int:
+    """The sum of some lines of a file below /proc, which have kB."""
+    lines = dict(line.split(":") for line in Path("/proc", file).read_text().splitlines()[1:])
+    return sum(int(lines[name].split()[0]) * 1024 for name in names)
+
+
 def peak_bytes() -> int:
-    """The most memory this process has held at a time (Linux: VmHWM)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    raise ValueError("the kernel does not tell the peak memory")
+    """The most memory that this process has held at a time, and its children beside what they have
+    in common with it: private now, and given back since their peak (Linux)."""
+    peak = kernel_bytes("self/status", "VmHWM")
+    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        peak += kernel_bytes(f"{child}/smaps_rollup", "Private_Clean", "Private_Dirty")
+        peak += kernel_bytes(f"{child}/status", "VmHWM") - kernel_bytes(f"{child}/status", "VmRSS")
+    return peak
 
 
 class Worker:
@@ -52,7 +61,7 @@ class Worker:
         return self.code.timed(self.jobs[name], seconds)
 
     def drop(self, name: str) -> None:
-        del self.jobs[name]
+        self.jobs.pop(name).end()
 
     def memory(self, spec: dict) -> int:
         job = self.code.build(spec)
@@ -60,7 +69,9 @@ class Worker:
         job.start()
         for _ in range(3):
             self.code.timed(job, 0)
-        return peak_bytes() - before
+        grown = peak_bytes() - before
+        job.end()
+        return grown
 
 
 def main() -> None:

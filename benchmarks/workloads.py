@@ -73,6 +73,17 @@ def shard_size(spec: dict) -> int:
     return spec.get("shard") or STAGES[spec["kind"]].shard_size
 
 
+class Job:
+    """A workload on one side. `run()` is timed, `check()` returns named arrays (PyTorch's layout
+    for weights and their gradients, channels last for images) to be compared with the other's."""
+
+    def start(self) -> None:
+        """What comes before the first run."""
+
+    def end(self) -> None:
+        """What comes after the last."""
+
+
 # Networks ----------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from itertools import groupby
 import numpy as np
 
 from .backend import array_module
+from .parallel import Shards
 
 PIECE = 1 << 17  # numbers: few enough for the cache, enough to outweigh the call of a function
 
@@ -26,7 +27,7 @@ class AdamW:
     (Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm 2)
 
     Args:
-        map: runs a function on the pieces of the buffers; `Shards.map` spreads them over threads
+        shards: who works on the pieces of the buffers, and where these lie; by default this thread
 
     Attributes:
         weights, gradient: flat buffers; every parameter's .data and .grad are views into them
@@ -35,18 +36,23 @@ class AdamW:
     """
 
     def __init__(
-        self, parameters, betas=(0.9, 0.99), eps: float = 1e-8, weight_decay: float = 0.0, map=map
+        self,
+        parameters,
+        betas=(0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        shards: Shards | None = None,
     ):
-        self.betas, self.eps, self.weight_decay, self.map = betas, eps, weight_decay, map
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.shards = shards or Shards(threads=1)
+        shared = self.shards.shared
         self.parameters = sorted(parameters, key=lambda p: p.ndim < 2)  # stable: decaying first
         if not self.parameters:
             raise ValueError("AdamW was given no parameters")
         self.decaying = sum(p.size for p in self.parameters if p.ndim >= 2)
         xp = array_module(self.parameters[0].data)
-        self.weights = xp.concatenate([p.data.ravel() for p in self.parameters])
-        self.gradient = xp.zeros_like(self.weights)
-        self.m = xp.zeros_like(self.weights)
-        self.v = xp.zeros_like(self.weights)
+        self.weights = shared(xp.concatenate([p.data.ravel() for p in self.parameters]))
+        self.gradient, self.m, self.v = (shared(xp.zeros_like(self.weights)) for _ in range(3))
         self.step_count = 0
         start = 0
         for p in self.parameters:
@@ -63,11 +69,11 @@ class AdamW:
         """
         n = self.weights.size
         size = PIECE if array_module(self.weights) is np else n
-        list(self.map(work, [slice(i, min(i + size, n)) for i in range(first, n, size)]))
+        self.shards.each(work, [slice(i, min(i + size, n)) for i in range(first, n, size)])
 
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
-        self.gradient.fill(0)
+        self.each_piece(lambda piece: self.gradient[piece].fill(0))
 
     def clip_gradient(self, max_norm: float):
         """Scale the whole gradient down to norm `max_norm` where it is larger; returns the norm.
@@ -76,7 +82,13 @@ class AdamW:
         """
         xp = array_module(self.gradient)
         norm = xp.sqrt(self.gradient @ self.gradient)
-        self.gradient *= xp.minimum(1, max_norm / (norm + 1e-6)).astype(self.gradient.dtype)
+        factor = xp.minimum(1, max_norm / (norm + 1e-6)).astype(self.gradient.dtype)
+        self.shards.barrier()  # other ranks may still read what is scaled now
+
+        def scale(piece):
+            self.gradient[piece] *= factor
+
+        self.each_piece(scale)
         return norm
 
     def step(self, lr: float, first: int = 0) -> None:
@@ -152,7 +164,7 @@ class Muon(AdamW):
     def __init__(self, parameters, momentum: float = 0.95, **options):
         super().__init__(sorted(parameters, key=as_matrix), **options)
         self.momentum = momentum
-        self.v = self.v[self.decaying :].copy()
+        self.v = self.shards.shared(self.v[self.decaying :].copy())
         self.stacks, start = [], 0
         piece = PIECE if array_module(self.weights) is np else self.decaying
         matrices = [p for p in self.parameters if p.ndim >= 2]
@@ -179,7 +191,7 @@ class Muon(AdamW):
             u *= 0.2 * lr * math.sqrt(max(shape[1:]))
             w -= u
 
-        list(self.map(update, self.stacks))
+        self.shards.each(update, self.stacks)
         super().step(lr, first=self.decaying)
 
 
@@ -233,7 +245,7 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA: decay {decay} must be in [0, 1)")
         self.optimizer, self.decay = optimizer, decay
-        self.average = optimizer.weights.copy()
+        self.average = optimizer.shards.shared(optimizer.weights.copy())
 
     def update(self) -> None:
         """Take in the weights as they stand; call it after each optimizer step."""

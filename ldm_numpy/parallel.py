@@ -1,4 +1,4 @@
-"""A batch cut into shards, and the shards spread over threads.
+"""A batch cut into shards, and the shards spread over threads (by processes.py over processes).
 
 NumPy computes elementwise on one core. Here every thread runs its own shard, forward and backward,
 with single-threaded matrix products: all cores work all the time, and a shard's arrays stay in
@@ -51,6 +51,26 @@ class Shards:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="shard")
         return self._pool.map(work, items)
 
+    def each(self, work, items) -> None:
+        """Call work(item) for each item, for its effects; returns when all are done."""
+        for _ in self.map(work, items):
+            pass
+
+    # What is otherwise where processes share the work (processes.py):
+
+    leads = True  # whether this is the process that does what must be done once
+
+    def own(self, items) -> list:
+        """The items to be worked on in this process."""
+        return list(items)
+
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
+
+    def shared(self, array):
+        """The array, where every process sees what the others write into it."""
+        return array
+
     def forward(self, function, *arrays):
         """function(*arrays), a shard at a time and without a graph; returns one array.
 
@@ -89,10 +109,7 @@ class Shards:
             seed = array_module(values[0].data).full((), share, values[0].dtype)
             return [v.data * share for v in values], gradients(values[0], parameters, seed)
 
-        first, *others = self._accumulate(work, self.slices(n), parameters)
-        for values in others:
-            first = [a + b for a, b in zip(first, values)]
-        return first
+        return self._accumulate(work, self.slices(n), parameters)
 
     def coupled_backward(self, towers, loss, n: int, parameters, coupled_parameters=()):
         """Like `backward`, for a loss that looks at the whole batch at once, such as CLIP's.
@@ -109,49 +126,57 @@ class Shards:
         Returns the loss, an array on the device.
         """
         slices = self.slices(n)
-        graphs = list(self.map(towers, slices))
-        xp = array_module(graphs[0][0].data)
+        own = self.own(slices)
+        graphs = {rows.start: outputs for rows, outputs in zip(own, self.map(towers, own))}
         gathered = [
-            Tensor(xp.concatenate([g.data for g in parts]), requires_grad=True)
-            for parts in zip(*graphs)
+            Tensor(self._gather(slices, [y.data for y in parts]), requires_grad=True)
+            for parts in zip(*graphs.values())
         ]
         total = loss(*gathered)
         g = gradients(total, [*gathered, *coupled_parameters])
-        _add(coupled_parameters, g[len(gathered) :])
+        if self.leads:
+            add(coupled_parameters, g[len(gathered) :])
 
-        def work(item):
-            rows, outputs = item
+        def work(rows):
             # A linear stand-in for the loss: its gradient in each output is that output's gy.
+            outputs = graphs.pop(rows.start)
             stand_in = sum((y * gy[rows]).sum() for y, gy in zip(outputs, g))
-            return None, gradients(stand_in, parameters)
+            return [], gradients(stand_in, parameters)
 
-        self._accumulate(work, zip(slices, graphs), parameters)
+        self._accumulate(work, slices, parameters)
         return total.data
 
-    def _accumulate(self, work, items, parameters) -> list:
-        """Add the gradients of each work(item) -> (result, gradients) to `.grad`, in order; returns
-        the results.
+    def _gather(self, slices, parts):
+        """One array of the rows that `parts` hold, a part a slice."""
+        return array_module(parts[0]).concatenate(parts)
+
+    def _accumulate(self, work, slices, parameters) -> list:
+        """Add up each work(slice) -> (values, gradients), in order: the gradients in `.grad`;
+        returns the sums of the values.
 
         A thread adds its own shard's gradients, as soon as the shard before has: the other threads
         go on meanwhile, and no gradients lie about until somebody comes for them.
         """
-        items = list(items)
-        added = [Event() for _ in items]
+        added = [Event() for _ in slices]
 
         def work_and_add(i):
             try:
-                result, parts = work(items[i])
+                values, parts = work(slices[i])
                 if i > 0:
                     added[i - 1].wait()  # it began earlier: threads take shards in order
-                _add(parameters, parts)
+                add(parameters, parts)
             finally:
                 added[i].set()  # after an error too: nobody shall wait for ever
-            return result
+            return values
 
-        return list(self.map(work_and_add, range(len(items))))
+        first, *others = self.map(work_and_add, range(len(slices)))
+        for values in others:
+            first = [a + b for a, b in zip(first, values)]
+        return first
 
 
-def _add(parameters, parts) -> None:
+def add(parameters, parts) -> None:
+    """Add gradients to those that parameters have."""
     for parameter, g in zip(parameters, parts):
         if parameter.grad is None:
             parameter.grad = g.copy()

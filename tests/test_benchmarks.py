@@ -14,6 +14,7 @@ from benchmarks import counting, launches, ours, report, sections, turns
 from benchmarks import workloads as w
 from ldm_numpy import ops
 from ldm_numpy.nn import Conv2d, Linear
+from ldm_numpy.processes import can_fork
 from ldm_numpy.tensor import Tensor
 from ldm_numpy.training import loop
 
@@ -137,6 +138,26 @@ def test_our_step_is_the_training_loops(kind):
         assert found[f"weights/{name}"].size == start.size
         assert not np.array_equal(found[f"weights/{name}"], found[f"average/{name}"])
     assert np.isfinite(found["loss"])
+
+
+@pytest.mark.skipif(not can_fork(), reason="processes are Linux's")
+@pytest.mark.parametrize("kind", w.STAGES)
+def test_our_step_over_processes_computes_the_same(kind):
+    """And while one job has its processes, another can begin and end."""
+    found = []
+    other = ours.build(SMALL | {"kind": "unet", "threads": 2})
+    for threads in (1, 2):
+        job = ours.build(SMALL | {"kind": kind, "threads": threads})
+        job.start()
+        found.append(job.check())
+        assert job.ring.size == threads
+        if threads == 2:
+            other.start()
+            other.run()
+        job.end()
+    other.end()
+    for name, expected in found[0].items():
+        np.testing.assert_array_equal(found[1][name], expected)
 
 
 def test_our_step_takes_the_settings_of_the_stage(monkeypatch):

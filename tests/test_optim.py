@@ -58,9 +58,9 @@ def test_adamw_is_the_papers_loop(rng, decay):
 def test_pieces_and_threads_change_no_bit(kind, piece, threads, monkeypatch, rng):
     """Where a piece ends, and who works on it, in float32; decay ends inside a piece or with it."""
 
-    def train(map):
+    def train(shards):
         net = Net().astype(np.float32)
-        optimizer = kind(net.parameters(), weight_decay=0.1, map=map)
+        optimizer = kind(net.parameters(), weight_decay=0.1, shards=shards)
         average = EMA(optimizer, 0.9)
         for gradient in gradients:
             optimizer.gradient[...] = gradient
@@ -69,9 +69,9 @@ def test_pieces_and_threads_change_no_bit(kind, piece, threads, monkeypatch, rng
         return [optimizer.weights, optimizer.m, optimizer.v, average.average]
 
     gradients = rng.normal(size=(4, 24))
-    expected = train(map)
+    expected = train(None)
     monkeypatch.setattr(optim, "PIECE", piece)
-    for a, b in zip(train(Shards(None, threads).map), expected):
+    for a, b in zip(train(Shards(None, threads)), expected):
         np.testing.assert_array_equal(a, b)
 
 
@@ -86,9 +86,10 @@ def test_pieces_cover_the_buffers(piece, ends, monkeypatch):
 
 def test_an_error_in_a_piece_reaches_the_caller(monkeypatch):
     monkeypatch.setattr(optim, "PIECE", 10)
-    for map_ in (map, Shards(None, 2).map):
+    for shards in (None, Shards(None, 2)):
         with pytest.raises(ZeroDivisionError):
-            AdamW(Net().parameters(), map=map_).each_piece(lambda piece: 1 // (piece.start - 10))
+            optimizer = AdamW(Net().parameters(), shards=shards)
+            optimizer.each_piece(lambda piece: 1 // (piece.start - 10))
 
 
 def test_a_step_leaves_the_gradient_alone(rng):

@@ -19,6 +19,7 @@ from ..backend import array_module, to_host
 from ..nn import Module
 from ..optim import EMA, AdamW, Muon, warmup_cosine
 from ..parallel import Shards
+from ..processes import RankShards, Ring, can_fork
 from .dataset import Digits
 
 LOG_EVERY = 20  # steps between looks at the loss: each look waits for the device
@@ -80,6 +81,9 @@ class Stage:
     baselines: dict[str, float]
     upstream: dict[str, str] = {}  # noqa: RUF012 - replaced, never changed
 
+    def before_steps(self) -> None:
+        """Anything to do once, before the first step and before there are other processes."""
+
     def gradients(self, step: int, shards: Shards, parameters) -> list:
         """Add the gradients of batch number `step` to `.grad`; returns the numbers of `report`."""
         raise NotImplementedError
@@ -121,7 +125,8 @@ def run(
     """
     config = stage.config
     path = folder / f"{stage.name}.safetensors"
-    shards = Shards(config.shard_size if device == "cpu" else None, threads)
+    here = Shards(config.shard_size if device == "cpu" else None, threads)
+    ring, shards = ranks(here, config.batch_size)
     optimizer, ema = prepare(stage, shards)
     start = 0
     if path.exists():
@@ -131,11 +136,15 @@ def run(
             )
         start = restore(stage, optimizer, ema, path, seed)
     log = Log(folder / f"{stage.name}.csv", stage, start)
-    bar = tqdm(
-        total=config.steps, initial=start, desc=f"{stage.name:12}", mininterval=1.0, unit="step"
-    )
-    with bar:
-        for step in range(start, config.steps):
+    stage.before_steps()
+    with ring:
+        ring.fork()
+        steps = range(start, config.steps)
+        if shards.leads:
+            steps = tqdm(
+                steps, f"{stage.name:12}", config.steps, initial=start, mininterval=1.0, unit="step"
+            )
+        for step in steps:
             optimizer.zero_grad()
             values = stage.gradients(step, shards, optimizer.parameters)
             norm = optimizer.clip_gradient(config.clip_norm)
@@ -143,6 +152,8 @@ def run(
             optimizer.step(config.learning_rate * factor)
             stage.after_step()
             ema.update()
+            if not shards.leads:
+                continue  # and wait at the next step's first barrier
             done = step + 1
             last = done == config.steps
             saving = done % config.checkpoint_every == 0 or last
@@ -150,23 +161,30 @@ def run(
                 numbers = [float(v) for v in (*values, norm)]
                 check_finite(stage, path, done, numbers, optimizer if saving else None)
                 log.add(done, numbers, config.learning_rate * factor)
-                bar.set_postfix_str(", ".join(describe_numbers(stage, numbers)))
-            bar.update()
+                steps.set_postfix_str(", ".join(describe_numbers(stage, numbers)))
             if saving:
                 log.flush()  # first: rows beyond the checkpoint are dropped, missing ones are lost
-                save_checkpoint(stage, optimizer, ema, path, seed, done, shards)
+                save_checkpoint(stage, optimizer, ema, path, seed, done, here)
             if done % config.sample_every == 0 or last:
                 with ema.applied():
-                    stage.draw(folder / f"{stage.name}_{done:06d}.png", shards)
+                    stage.draw(folder / f"{stage.name}_{done:06d}.png", here)
     log.plot()
     optimizer.weights[...] = ema.average
+
+
+def ranks(here: Shards, batch_size: int) -> tuple[Ring, Shards]:
+    """Processes for a training step, as many as `here` has threads and a batch has shards; or
+    where they cannot be had, and on a GPU, one process and `here`."""
+    count = min(here.threads, len(here.slices(batch_size))) if can_fork() else 1
+    ring = Ring(count)
+    return ring, RankShards(here.size, ring) if count > 1 else here
 
 
 def prepare(stage: Stage, shards: Shards) -> tuple[AdamW, EMA]:
     """An optimizer over all the stage's networks, and the average of its weights."""
     parameters = [p for network in stage.networks.values() for p in network.parameters()]
     kind = OPTIMIZERS[stage.config.optimizer]
-    optimizer = kind(parameters, weight_decay=stage.config.weight_decay, map=shards.map)
+    optimizer = kind(parameters, weight_decay=stage.config.weight_decay, shards=shards)
     return optimizer, EMA(optimizer, stage.config.ema_decay)
 
 

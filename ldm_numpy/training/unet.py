@@ -83,6 +83,9 @@ class UNetStage(Stage):
             self.network, autoencoder, text_encoder, tokenizer, settings, device, threads
         )
 
+    def before_steps(self) -> None:
+        self.posteriors  # noqa: B018 - worked out once, for all processes
+
     @cached_property
     def posteriors(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of every training image's scaled latent, (N, h, w, C)."""

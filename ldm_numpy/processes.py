@@ -1,0 +1,213 @@
+"""Shards spread over processes: data-parallel training, one program running on every rank.
+
+Threads of one Python take turns at the interpreter's lock; processes have one each. `Ring.fork`
+copies this process: the copies are called ranks, and all of them run the same training loop. They
+have in common the memory that was mapped before (the optimizer's buffers), and one token:
+
+    rank 0 -> rank 1 -> ... -> rank n-1 -> rank 0
+
+Shard i belongs to rank i mod n, so the token visits shards in their order. Whoever holds it adds
+the shard's gradients and passes it on: sums have the bits that one process would have found.
+"""
+
+import json
+import mmap
+import os
+import signal
+import sys
+import traceback
+import warnings
+
+import numpy as np
+
+from .parallel import Shards, add
+
+
+def can_fork() -> bool:
+    """Whether processes can be had this way. macOS forks, but its matrix library then fails."""
+    return sys.platform.startswith("linux")
+
+
+class Ring:
+    """Processes that pass a token round, through one pipe from each to the next.
+
+        with Ring(2) as ring:
+            ring.fork()
+            ...  # on both ranks, which meet where they share, pass or wait for a token
+        ...  # on rank 0 alone
+
+    Where a process ends, its neighbour finds the pipe closed instead of a token, and ends too: none
+    is left waiting, whichever of them was killed.
+
+    Args:
+        size: number of processes, this one included
+
+    Attributes:
+        rank: 0 here, 1 ... size - 1 in the processes that `fork` makes
+        file: in memory, of all ranks, for what is too long for a token
+    """
+
+    def __init__(self, size: int):
+        self.size, self.rank, self.children = size, 0, []
+        self.source = self.sink = self.file = None
+
+    def fork(self) -> None:
+        """Make the other ranks. They, too, return from here."""
+        if self.size == 1:
+            return
+        self.file = os.fdopen(os.memfd_create("rows"), "rb+")
+        pipes = [os.pipe() for _ in range(self.size)]  # number r leads from rank r to the next
+        try:
+            for rank in range(1, self.size):
+                with warnings.catch_warnings():
+                    # Of other threads: those of BLAS start anew in the child by themselves, and
+                    # the rest are idle.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    child = os.fork()
+                if child == 0:
+                    self.rank, self.children = rank, []
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0 to answer
+                    break
+                self.children.append(child)
+        finally:  # also where there can be no more processes, so that those made find an end
+            reading, writing = pipes[self.rank - 1][0], pipes[self.rank][1]
+            for fd in {fd for pipe in pipes for fd in pipe} - {reading, writing}:
+                os.close(fd)
+            self.source, self.sink = os.fdopen(reading, "rb"), os.fdopen(writing, "wb", 0)
+
+    def send(self, token) -> None:
+        """Pass a token (what JSON can hold) to the next rank."""
+        try:
+            self.sink.write(json.dumps(token).encode() + b"\n")
+        except BrokenPipeError:
+            raise RingBrokenError(self.rank) from None
+
+    def receive(self):
+        """Wait for the token from the rank before."""
+        line = self.source.readline()
+        if not line.endswith(b"\n"):
+            raise RingBrokenError(self.rank)
+        return json.loads(line)
+
+    def share(self, token=None):
+        """The token of rank 0, on all ranks."""
+        if self.size == 1:
+            return token
+        if self.rank > 0:
+            token = self.receive()
+        if self.rank < self.size - 1:
+            self.send(token)
+        return token
+
+    def barrier(self) -> None:
+        """Return when all ranks have come here: once round to collect them, once to let them go."""
+        if self.size == 1:
+            return
+        self.share()
+        if self.rank == self.size - 1:
+            self.send(None)
+        elif self.rank == 0:
+            self.receive()
+        self.share()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """End the other ranks, which never come back; ChildProcessError if one of them failed."""
+        if self.rank > 0:
+            if error is not None and not isinstance(error, RingBrokenError):
+                traceback.print_exception(error)
+                sys.stderr.flush()
+            os._exit(error is not None)  # no clean-up: files and threads are rank 0's
+        self.close()
+        states = [os.waitpid(child, 0)[1] for child in self.children]
+        self.children = []
+        if isinstance(error, RingBrokenError) or (error is None and any(states)):
+            codes = [os.waitstatus_to_exitcode(state) for state in states]
+            ended = [f"by signal {-code}" if code < 0 else f"with {code}" for code in codes if code]
+            raise ChildProcessError(
+                f"a process of the training ended {' and '.join(ended) or 'too early'} (signal 9 "
+                "often means that memory ran out): continue with --resume, perhaps --threads 1"
+            ) from None
+
+    def close(self) -> None:
+        """Let go of the token for good, which ends ranks that wait for it."""
+        for file in (self.source, self.sink, self.file):
+            if file is not None:
+                file.close()
+
+
+class RingBrokenError(Exception):
+    """Another rank has ended."""
+
+    def __init__(self, rank: int):
+        super().__init__(f"rank {rank} lost its neighbour")
+
+
+class RankShards(Shards):
+    """The shards of one rank; all ranks together compute what `Shards` does, to the last bit.
+
+    Every rank calls the same methods in the same order, and each gets the same results. `map` and
+    `forward` are local: they do all the work on the rank that calls them. Gradients are added to
+    what parameters have as `.grad`, which must be `shared`, as an optimizer's buffers are.
+
+    Args:
+        size: rows a shard at most
+        ring: of two ranks at least, and at most as many as a batch has shards
+    """
+
+    def __init__(self, size: int, ring: Ring):
+        super().__init__(size, threads=1)
+        self.ring = ring
+
+    def own(self, items):
+        """Those of `items` that are this rank's."""
+        return list(items)[self.ring.rank :: self.ring.size]
+
+    def each(self, work, items) -> None:
+        super().each(work, self.own(items))
+        self.barrier()
+
+    def barrier(self) -> None:
+        self.ring.barrier()
+
+    def shared(self, array: np.ndarray) -> np.ndarray:
+        """A copy in memory that processes forked later have in common."""
+        copy = np.frombuffer(mmap.mmap(-1, max(1, array.nbytes)), array.dtype, array.size)
+        copy = copy.reshape(array.shape)
+        copy[...] = array
+        return copy
+
+    @property
+    def leads(self) -> bool:
+        return self.ring.rank == 0
+
+    def _gather(self, slices, parts) -> np.ndarray:
+        """All rows, through a file: every rank writes its own into their places, then reads all."""
+        shape, dtype = parts[0].shape[1:], parts[0].dtype
+        row = parts[0][0].nbytes
+        for rows, part in zip(self.own(slices), parts):
+            os.pwrite(self.ring.file.fileno(), np.ascontiguousarray(part), rows.start * row)
+        self.ring.barrier()
+        n = slices[-1].stop
+        content = os.pread(self.ring.file.fileno(), n * row, 0)
+        self.ring.barrier()  # nobody writes what comes next before all have read
+        return np.frombuffer(content, dtype).reshape(n, *shape)
+
+    def _accumulate(self, work, slices, parameters) -> list:
+        """The token carries the sum of the results. After the last shard it goes on until every
+        rank has seen it, which tells each that all gradients are there."""
+        ring, count = self.ring, len(slices)
+        last = count + ring.size - 2  # of the token's stations
+        for i in range(ring.rank, last + 1, ring.size):
+            if i < count:
+                values, parts = work(slices[i])
+            total = ring.receive() if i > 0 else None
+            if i < count:
+                add(parameters, parts)
+                total = values if i == 0 else [v + v.dtype.type(t) for v, t in zip(values, total)]
+                total = [float(v) for v in total]
+            if i < last:
+                ring.send(total)
+        return total
