@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from ldm_numpy import ops, processes
+from ldm_numpy import ops, optim, processes
 from ldm_numpy.__main__ import main
 from ldm_numpy.nn import Linear, Module, Parameter
-from ldm_numpy.optim import EMA, AdamW
+from ldm_numpy.optim import EMA, AdamW, Muon
 from ldm_numpy.parallel import Shards
 from ldm_numpy.processes import RankShards, Ring
 from ldm_numpy.training import loop
@@ -207,12 +207,12 @@ def unit(x):
     return x / (x * x).sum(axis=-1, keepdims=True) ** 0.5
 
 
-def results(shards, data):
+def results(shards, data, kind):
     """Two steps of a training, with a loss that a mean makes up and with one that looks at the
     whole batch; on every rank."""
     (x, target), net = data, Net()
     own = net.first.parameters()
-    optimizer = AdamW(net.parameters(), shards=shards)
+    optimizer = kind(net.parameters(), shards=shards)
     average, found = EMA(optimizer, 0.5), []
 
     def loss(rows):
@@ -235,6 +235,7 @@ def results(shards, data):
             optimizer.step(0.1)
             average.update()
             found += [optimizer.weights.copy(), average.average.copy()]
+            found += [optimizer.m.copy(), optimizer.v.copy()]
         if ring.rank > 0:
             same = [np.array_equal(np.float32(a), e) for a, e in zip(found, EXPECTED, strict=True)]
             assert all(same), same
@@ -246,11 +247,14 @@ EXPECTED = []  # what one process has found, for ranks to compare with
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_find_the_bits_of_one_process(ranks, size, data):
-    """Every rank; in float32, with 11 rows in shards that the ranks share unevenly."""
-    EXPECTED[:] = results(Shards(size, 1), data)
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_ranks_find_the_bits_of_one_process(kind, ranks, size, data, monkeypatch):
+    """Every rank; in float32, with 11 rows in shards that the ranks share unevenly, and with
+    pieces of the optimizer's buffers for all of them."""
+    monkeypatch.setattr(optim, "PIECE", 7)
+    EXPECTED[:] = results(Shards(size, 1), data, kind)
     assert all(np.asarray(e).dtype == np.float32 for e in EXPECTED)
-    found = results(RankShards(size, Ring(ranks)), data)
+    found = results(RankShards(size, Ring(ranks)), data, kind)
     for a, e in zip(found, EXPECTED, strict=True):
         np.testing.assert_array_equal(np.float32(a), e)
 
