@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ldm_numpy import images
 from ldm_numpy.backend import cpu_count
-from ldm_numpy.diffusion.samplers import karras_sigmas
+from ldm_numpy.diffusion.schedules import karras_sigmas
 from ldm_numpy.nn import to_torch_layout
 from ldm_numpy.pipeline import PipelineConfig
 

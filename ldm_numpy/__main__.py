@@ -10,6 +10,7 @@ from pathlib import Path
 from . import checkpoint, evaluation, images, pipeline
 from .backend import choose_device, cpu_count, cupy_is_installed, gpu_problem, tune_cpu
 from .data import captions
+from .diffusion import SAMPLERS, SCHEDULES
 from .nn import Module
 from .training import STAGES, Run, prepare_folder
 from .training.export import export as write_model
@@ -72,7 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--num-inference-steps", type=int)
     add_guidance(sample)
     sample.add_argument("--negative-prompt", help="what to steer away from")
-    sample.add_argument("--sampler", help="euler, heun, dpmpp_2m or euler_ancestral")
+    sample.add_argument("--sampler", help=", ".join(SAMPLERS))
+    sample.add_argument(
+        "--schedule", default="karras", help="of noise levels: " + ", ".join(SCHEDULES)
+    )
+    sample.add_argument("--eta", type=float, help="noise of the sampler ddim, 0 to 1")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument(
         "--trajectory", help="PNG of the way from noise to picture; a GIF is put beside it"
@@ -171,6 +176,8 @@ def sample_command(options) -> None:
         negative_prompt=options.negative_prompt,
         seed=options.seed,
         sampler=options.sampler,
+        schedule=options.schedule,
+        eta=options.eta,
         callback=remember if strip else None,
     )
     labels = [prompt or "(anything)" for prompt in options.prompt]

@@ -11,6 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from PIL import Image
 from . import checkpoint, images
 from .backend import blas_threads, choose_device, generator, to_device, to_host
 from .diffusion.denoiser import EDMDenoiser, checked_interval, guide
-from .diffusion.samplers import SAMPLERS, karras_sigmas
+from .diffusion.samplers import SAMPLERS, ddim
+from .diffusion.schedules import SCHEDULES
 from .models.autoencoder import AutoencoderConfig, AutoencoderKL
 from .models.classifier import Classifier, ClassifierConfig
 from .models.clip import CLIP, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
@@ -74,7 +76,7 @@ class PipelineConfig:
             raise ValueError("PipelineConfig: 0 < sigma_min < sigma_max is needed")
         if self.image_size > self.padded_size:
             raise ValueError("PipelineConfig: image_size is larger than padded_size")
-        known_sampler(self.sampler)
+        known("sampler", self.sampler, SAMPLERS)
 
 
 def whole(where: str, name: str, value, at_least: int) -> int:
@@ -91,11 +93,11 @@ def finite(name: str, value) -> float:
     return float(value)
 
 
-def known_sampler(name: str):
-    """The sampler of that name; ValueError listing those there are."""
-    if not isinstance(name, str) or name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}: use one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[name]
+def known(what: str, name: str, choices: dict):
+    """The choice of that name; ValueError listing those there are."""
+    if not isinstance(name, str) or name not in choices:
+        raise ValueError(f"unknown {what} {name!r}: use one of {', '.join(choices)}")
+    return choices[name]
 
 
 def texts_of(name: str, value) -> list[str]:
@@ -138,6 +140,8 @@ class TextToImage:
         negative_prompt: str | Sequence[str] | None = None,
         seed: int = 0,
         sampler: str | None = None,
+        schedule: str = "karras",
+        eta: float | None = None,
         callback: Callable | None = None,
     ) -> list[Image.Image]:
         """Pictures of the prompt(s), 28x28 and of mode "L": all of the first prompt, then the next.
@@ -152,7 +156,11 @@ class TextToImage:
                 are all. A warning says if the sampler meets none of them
             negative_prompt: what to steer away from, one or one a prompt; by default nothing, and
                 without effect where there is no guidance
-            seed: picture number i depends on seed and i only, and on its prompt
+            seed: picture number i depends on seed and i only, and on its prompt (but with the
+                samplers probability_flow and predictor_corrector a little on the others', for
+                their steps are chosen for all)
+            schedule: how the noise levels fall, one of `diffusion.SCHEDULES`
+            eta: noise of the sampler ddim, from 0 (none; the default) to 1
             callback: called as callback(step, sigma, latents) after each step
 
         Raises ValueError for counts below 1 and for what no model can do.
@@ -172,6 +180,8 @@ class TextToImage:
             negative_prompt=negatives,
             seed=seed,
             sampler=sampler,
+            schedule=schedule,
+            eta=eta,
             callback=callback,
         )
         return images.to_pil(self.decode(latents))
@@ -186,6 +196,8 @@ class TextToImage:
         negative_prompt: str | Sequence[str] | None = None,
         seed: int = 0,
         sampler: str | None = None,
+        schedule: str = "karras",
+        eta: float | None = None,
         callback: Callable | None = None,
     ):
         """Latents (N, h, w, C) of N prompts, an array on the device; arguments as for a call."""
@@ -193,14 +205,19 @@ class TextToImage:
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
         interval = config.guidance_interval if guidance_interval is None else guidance_interval
-        run_sampler = known_sampler(config.sampler if sampler is None else sampler)
+        run_sampler = known("sampler", config.sampler if sampler is None else sampler, SAMPLERS)
+        if eta is not None:
+            if run_sampler is not ddim:
+                raise ValueError(f"eta is for the sampler ddim, not for {run_sampler.__name__}")
+            run_sampler = partial(ddim, eta=finite("eta", eta))
         steps = whole("call", "num_inference_steps", steps, at_least=1)
         seed = whole("call", "seed", seed, at_least=0)
         scale, interval = finite("guidance_scale", scale), checked_interval(interval)
         if callback is not None and not callable(callback):
             raise ValueError(f"callback must be a function, not {callback!r}")
         prompts = texts_of("prompts", list(prompts) if not isinstance(prompts, str) else prompts)
-        sigmas = karras_sigmas(steps, config.sigma_min, config.sigma_max)
+        levels = known("schedule", schedule, SCHEDULES)
+        sigmas = levels(steps, config.sigma_min, config.sigma_max)
         shape = (config.latent_size,) * 2 + (self.unet.config.in_channels,)
         rng = generator(seed, "sample", "start")
         noise = rng.standard_normal((len(prompts), *shape), np.float32)  # row i: the i-th numbers

@@ -43,7 +43,7 @@ def start_stage(folder, threads=2):
 
 
 def test_a_short_training_reaches_its_quality(tmp_path):
-    """Two thirds to a sixth of the steps of `make train-mnist`, through the same commands.
+    """Two thirds to a fifth of the steps of `make train-mnist`, through the same commands.
 
     Chance would be 10% for a digit and 1% for all three attributes.
     """

@@ -9,11 +9,13 @@ into a sample), and `oracle` (a D known in closed form, by which all are tested)
 from .denoiser import EDMDenoiser, edm_loss, edm_sigmas, guide, score
 from .oracle import GaussianMixture
 from .process import PROCESSES, VE, VP, CosineVP, Process, RectifiedFlow, SubVP
-from .samplers import SAMPLERS, dpmpp_2m, euler, euler_ancestral, heun, karras_sigmas
+from .samplers import SAMPLERS, dpmpp_2m, euler, heun
+from .schedules import SCHEDULES, karras_sigmas
 
 __all__ = [
     "PROCESSES",
     "SAMPLERS",
+    "SCHEDULES",
     "VE",
     "VP",
     "CosineVP",
@@ -26,7 +28,6 @@ __all__ = [
     "edm_loss",
     "edm_sigmas",
     "euler",
-    "euler_ancestral",
     "guide",
     "heun",
     "karras_sigmas",

@@ -6,19 +6,26 @@ probability-flow ODE (Song et al. 2021, eq. 13; Karras et al. 2022, eq. 1 with s
     dx / dsigma = -sigma grad_x log p(x; sigma) = (x - D(x; sigma)) / sigma
 
 Start with x ~ p(.; sigma_max), practically sigma_max times white noise, and follow it down to
-sigma = 0: x is then a sample of the data. Samplers differ in how they take their steps:
+sigma = 0: x is then a sample of the data. The same densities are joined by stochastic differential
+equations too, which remove more noise than the ODE and add fresh noise. In order of reading:
 
-    euler             first order, 1 evaluation of D a step
-    heun              second order, 2 evaluations
-    dpmpp_2m          second order, 1 evaluation: it remembers the one before
-    euler_ancestral   first order, and random: removes more noise than asked, then adds fresh noise
+    euler                the ODE, first order
+    heun                 second order, two evaluations of D a step
+    dpmpp_2m             second order, one evaluation: it remembers the one before
+    probability_flow     to a tolerance, by scipy's solver, in as many steps as that takes
+    ddim                 from the ODE (eta = 0) to DDPM (eta = 1)
+    ddpm                 every step a draw from the posterior of the step before
+    dpmpp_2m_sde         dpmpp_2m, for the SDE
+    edm_stochastic       Heun's, after a little noise has been added
+    euler_maruyama       the reverse SDE of any process, as it stands
+    predictor_corrector  steps of the reverse SDE, and Langevin's in between
 
 All have the same signature, so that they can be swapped:
 
-    sampler(D, x, sigmas, cond=None, *, rng=None, callback=None) -> array of x's shape
+    sampler(D, x, sigmas, cond=None, *, rng=None, callback=None, ...) -> array of x's shape
 
         x         array (N, ...), a sample of p(.; sigmas[0]); never written to
-        sigmas    noise levels, falling, as from `karras_sigmas`; the last may be 0
+        sigmas    noise levels, falling, as from `schedules`; the last may be 0, where x = D
         cond      passed through to D
         rng       numpy Generator of the random samplers' noise; the others have no use for it
         callback  called as callback(step, sigma, x) after each step, with step = 0, 1, ... and the
@@ -31,30 +38,11 @@ float32. ValueError is raised for levels that do not fall, or a random sampler w
 import math
 from itertools import pairwise
 
-from ..backend import array_module
+from scipy.integrate import solve_ivp
 
-
-def karras_sigmas(
-    n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> list[float]:
-    """n + 1 noise levels from sigma_max down to sigma_min, then 0: the ends of n steps.
-
-        sigma_i = (sigma_max^(1/rho) + i / (n - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
-
-    Steps shrink with sigma: where structure appears, errors are visible. Larger rho means shorter
-    steps at low noise. Karras et al. 2022, eq. 5 (`get_sigmas_karras` in k-diffusion). For n = 1
-    the levels are sigma_max and 0.
-
-    Raises ValueError unless n >= 1, 0 < sigma_min < sigma_max and rho > 0.
-    """
-    if n < 1:
-        raise ValueError(f"the number of steps must be at least 1, got {n}")
-    if not (0 < sigma_min < sigma_max < math.inf):
-        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
-    if not 0 < rho < math.inf:
-        raise ValueError(f"rho must be positive, got {rho}")
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return [(high + i / max(n - 1, 1) * (low - high)) ** rho for i in range(n)] + [0.0]
+from ..backend import array_module, to_host
+from .denoiser import score
+from .process import VE, Process
 
 
 def euler(D, x, sigmas, cond=None, *, rng=None, callback=None):
@@ -117,31 +105,223 @@ def dpmpp_2m(D, x, sigmas, cond=None, *, rng=None, callback=None):
     return x
 
 
-def euler_ancestral(D, x, sigmas, cond=None, *, rng=None, callback=None):
+def probability_flow(
+    D, x, sigmas, cond=None, *, rng=None, callback=None, rtol: float = 1e-5, atol: float = 1e-5
+):
+    """The ODE to a tolerance: Runge and Kutta's pair of orders 5 and 4 chooses the steps.
+
+    In u = ln(sigma), where dx/du = x - D. Of `sigmas` the ends count, and where the callback looks
+    in; a last level of 0 is reached from the one before by an Euler step.
+    Song et al. 2021, section 4.3 and appendix D.2 (`scipy.integrate.solve_ivp`, "RK45"; it works on
+    the host, in float64).
+
+    Raises ValueError unless rtol >= 1e-12 and atol > 0, and where the solver gives up.
+    """
+    if not (1e-12 <= rtol < math.inf and 0 < atol < math.inf):
+        raise ValueError(f"need rtol >= 1e-12 and atol > 0, got {rtol} and {atol}")
+    steps = _steps(sigmas)
+    xp, shape, dtype = array_module(x), x.shape, x.dtype
+    levels = [high for _, high, _ in steps] + [low for *_, low in steps[-1:] if low > 0]
+
+    def on_device(flat):
+        return xp.asarray(flat.reshape(shape), dtype=dtype)
+
+    def slope(u, flat):
+        x = on_device(flat)
+        return to_host(x - D(x, math.exp(u), cond)).ravel()
+
+    if len(levels) > 1:
+        times = [math.log(sigma) for sigma in levels]
+        start = to_host(x).astype("float64").ravel()
+        solved = solve_ivp(slope, (times[0], times[-1]), start, t_eval=times, rtol=rtol, atol=atol)
+        if not solved.success:
+            raise ValueError(f"the ODE could not be solved: {solved.message}")
+        for step, sigma in enumerate(levels[1:]):
+            x = on_device(solved.y[:, step + 1])
+            _report(callback, step, sigma, x)
+    if steps[-1][2] == 0:
+        x = D(x, levels[-1], cond)
+        _report(callback, len(steps) - 1, 0.0, x)
+    return x
+
+
+def ddim(D, x, sigmas, cond=None, *, rng=None, callback=None, eta: float = 0.0):
     """An Euler step to sigma_down, below sigma_next, then fresh noise of size sigma_up on top.
 
-        sigma_down = sigma_next^2 / sigma,     sigma_up = sqrt(sigma_next^2 - sigma_down^2)
+        sigma_up = eta sigma_next sqrt(1 - (sigma_next / sigma)^2)
+        sigma_down^2 = sigma_next^2 - sigma_up^2
 
-    Independent noises add in variance, so x arrives at the level sigma_next; and sigma_up^2 =
-    sigma_next^2 (sigma^2 - sigma_next^2) / sigma^2 is the variance of the posterior
-    q(x_next | x, x0) of DDPM (Ho et al. 2020, eq. 7). New noise forgets old errors, and makes the
-    result depend on rng; it does not settle as steps are added.
-    `sample_euler_ancestral` in k-diffusion.
+    Independent noises add in variance, so x arrives at the level sigma_next. With eta = 0 this is
+    `euler`, with eta = 1 `ddpm`. Song et al. 2020, "Denoising Diffusion Implicit Models", eq. 12
+    and 16, for x / sqrt(alpha_bar). Raises ValueError unless 0 <= eta <= 1.
     """
-    if rng is None:
-        raise ValueError("euler_ancestral draws noise: give it a generator, rng=...")
-    xp = array_module(x)
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in 0 ... 1, got {eta}")
+    noise = _noise("ddim", x, rng) if eta > 0 else None
     for step, sigma, sigma_next in _steps(sigmas):
-        sigma_down = sigma_next**2 / sigma
-        sigma_up = math.sqrt(sigma_next**2 - sigma_down**2)
+        sigma_up = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
+        sigma_down = math.sqrt(sigma_next**2 - sigma_up**2)
         x = x + (sigma_down - sigma) * _slope(D, x, sigma, cond)
         if sigma_up > 0:
-            x = x + sigma_up * xp.asarray(rng.standard_normal(x.shape), dtype=x.dtype)
+            x = x + sigma_up * noise()
         _report(callback, step, sigma_next, x)
     return x
 
 
-SAMPLERS = {f.__name__: f for f in (euler, heun, dpmpp_2m, euler_ancestral)}
+def ddpm(D, x, sigmas, cond=None, *, rng=None, callback=None):
+    """A draw from q(x_next | x, x0), the posterior of the noising, with D for x0:
+
+        x_next ~ N(D + (sigma_next / sigma)^2 (x - D), sigma_next^2 (1 - (sigma_next / sigma)^2))
+
+    New noise forgets old errors, and makes the result depend on rng; it does not settle as steps
+    are added. Ho et al. 2020, "Denoising diffusion probabilistic models", eq. 6 and 7, for
+    x / sqrt(alpha_bar) (`sample_euler_ancestral` in k-diffusion).
+    """
+    return ddim(D, x, sigmas, cond, rng=_given("ddpm", rng), callback=callback, eta=1.0)
+
+
+def dpmpp_2m_sde(D, x, sigmas, cond=None, *, rng=None, callback=None):
+    """`dpmpp_2m` for the SDE, dx = 2 (D - x) dt + noise: exact but for the changes of D.
+
+        x_next = e^-2h x + (1 - e^-2h) D + sigma_next sqrt(1 - e^-2h) z
+
+    Lu et al. 2022, "DPM-Solver++", section 5 (`sample_dpmpp_2m_sde` in k-diffusion, "midpoint").
+    """
+    noise = _noise("dpmpp_2m_sde", x, rng)
+    last, h_last = None, None
+    for step, sigma, sigma_next in _steps(sigmas):
+        denoised = middle = D(x, sigma, cond)
+        if sigma_next > 0:
+            h = math.log(sigma / sigma_next)
+            if last is not None:
+                middle = denoised + (denoised - last) * (h / (2 * h_last))
+            last, h_last = denoised, h
+        keep = (sigma_next / sigma) ** 2
+        x = keep * x + (1 - keep) * middle
+        if sigma_next > 0:
+            x = x + sigma_next * math.sqrt(1 - keep) * noise()
+        _report(callback, step, sigma_next, x)
+    return x
+
+
+def edm_stochastic(
+    D,
+    x,
+    sigmas,
+    cond=None,
+    *,
+    rng=None,
+    callback=None,
+    churn: float = 40.0,
+    low: float = 0.05,
+    high: float = 50.0,
+    noise_scale: float = 1.003,
+):
+    """Each step first goes up, to (1 + gamma) sigma, by adding noise, then down as `heun` does.
+
+        gamma = min(churn / steps, sqrt(2) - 1) where low <= sigma <= high, elsewhere 0
+
+    Churn corrects what earlier steps did wrong, and D's own errors, at the cost of new ones; noise
+    a little too large makes up for a D that removes too much. Karras et al. 2022, Algorithm 2
+    (S_churn, S_tmin, S_tmax, S_noise; defaults as for ImageNet, in its Table 5). Raises ValueError
+    for a negative setting.
+    """
+    if min(churn, low, noise_scale) < 0 or not low <= high:
+        raise ValueError(
+            f"need churn >= 0, noise_scale >= 0 and 0 <= low <= high, got churn {churn}, "
+            f"noise_scale {noise_scale}, low {low}, high {high}"
+        )
+    noise, steps = _noise("edm_stochastic", x, rng), _steps(sigmas)
+    gamma = min(churn / len(steps), math.sqrt(2) - 1)
+    for step, sigma, sigma_next in steps:
+        if low <= sigma <= high and gamma > 0:
+            raised = sigma * (1 + gamma)
+            x = x + noise_scale * math.sqrt(raised**2 - sigma**2) * noise()
+            sigma = raised
+        x = heun(D, x, [sigma, sigma_next], cond)
+        _report(callback, step, sigma_next, x)
+    return x
+
+
+def euler_maruyama(
+    D, x, sigmas, cond=None, *, rng=None, callback=None, process: Process | None = None
+):
+    """The reverse SDE of a process, by the simplest method there is, in its own time and scale:
+
+        x_t <- x_t + (t_next - t) (f x_t - g^2 score) + g sqrt(t - t_next) z,      x_t = s(t) x
+
+    A last level of 0 lands on D. Song et al. 2021, eq. 6; order 1 in distribution. `process`: by
+    default VE, whose scale is 1.
+    """
+    process = process or VE()
+    noise = _noise("euler_maruyama", x, rng)
+    for step, sigma, sigma_next in _steps(sigmas):
+        if sigma_next == 0:
+            x = D(x, sigma, cond)
+        else:
+            t, t_next = process.time(sigma), process.time(sigma_next)
+            scaled = process.s(t) * x
+            scaled = scaled + (t_next - t) * process.reverse_drift(D, scaled, t, cond)
+            scaled = scaled + process.diffusion(t) * math.sqrt(t - t_next) * noise()
+            x = scaled / process.s(t_next)
+        _report(callback, step, sigma_next, x)
+    return x
+
+
+def predictor_corrector(
+    D, x, sigmas, cond=None, *, rng=None, callback=None, snr: float = 0.16, corrections: int = 1
+):
+    """A step of the reverse SDE, then, at the new level, steps of Langevin dynamics:
+
+        predictor   x <- x + (sigma^2 - sigma_next^2) score + sqrt(sigma^2 - sigma_next^2) z
+        corrector   x <- x + e score + sqrt(2 e) z,      e = 2 (snr |z| / |score|)^2
+
+    Norms are means over the batch. Langevin's steps lead to the density of the level from wherever
+    x is, but only as e goes to 0: with snr = 0.16 the variance comes out a few percent too large.
+    Song et al. 2021, Algorithms 1, 2 and 4 (VE), with a last step to 0 that lands on D.
+    Raises ValueError unless snr > 0 and corrections >= 0.
+    """
+    if not 0 < snr < math.inf or corrections < 0:
+        raise ValueError(f"need snr > 0 and corrections >= 0, got {snr} and {corrections}")
+    noise = _noise("predictor_corrector", x, rng)
+    for step, sigma, sigma_next in _steps(sigmas):
+        if sigma_next == 0:
+            x = D(x, sigma, cond)
+        else:
+            removed = sigma**2 - sigma_next**2
+            x = x + removed * score(D, x, sigma, cond) + math.sqrt(removed) * noise()
+            for _ in range(corrections):
+                slope, z = score(D, x, sigma_next, cond), noise()
+                e = 2 * (snr * _mean_norm(z) / _mean_norm(slope)) ** 2
+                x = x + e * slope + (2 * e) ** 0.5 * z
+        _report(callback, step, sigma_next, x)
+    return x
+
+
+SAMPLERS = {
+    f.__name__: f
+    for f in (
+        euler, heun, dpmpp_2m, probability_flow, ddim, ddpm, dpmpp_2m_sde, edm_stochastic,
+        euler_maruyama, predictor_corrector,
+    )
+}  # fmt: skip
+
+
+def _given(name: str, rng):
+    if rng is None:
+        raise ValueError(f"{name} draws noise: give it a generator, rng=...")
+    return rng
+
+
+def _noise(name: str, x, rng):
+    """A function that draws white noise like x."""
+    rng, xp = _given(name, rng), array_module(x)
+    return lambda: xp.asarray(rng.standard_normal(x.shape), dtype=x.dtype)
+
+
+def _mean_norm(x):
+    xp = array_module(x)
+    return xp.sqrt((x * x).reshape(len(x), -1).sum(axis=1)).mean()
 
 
 def _slope(D, x, sigma: float, cond):

@@ -49,15 +49,15 @@ CLIP = StageConfig(
     sample_every=700,
 )
 UNET = UNetStageConfig(
-    steps=1500,
+    steps=1800,
     batch_size=128,
     shard_size=32,
     learning_rate=6e-3,
     optimizer="muon",
     ema_decay=0.998,
     P_mean=0.3,
-    checkpoint_every=250,
-    sample_every=500,
+    checkpoint_every=300,
+    sample_every=600,
 )
 READER_SEED = 1  # added to the run's: the reader shares nothing with the perceptual classifier
 
