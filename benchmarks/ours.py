@@ -9,7 +9,8 @@ import numpy as np
 
 from ldm_numpy import images, ops
 from ldm_numpy.backend import blas_threads
-from ldm_numpy.diffusion.denoiser import EVERYWHERE, EDMDenoiser, edm_loss
+from ldm_numpy.diffusion.denoiser import Denoiser, denoising_loss
+from ldm_numpy.diffusion.guidance import EVERYWHERE
 from ldm_numpy.nn import to_torch_layout
 from ldm_numpy.parallel import Shards
 from ldm_numpy.pipeline import PipelineConfig, TextToImage
@@ -72,8 +73,8 @@ class Step(w.Job):
         return self.shards.backward(lambda rows: [loss(a, rows)], n, parameters)[0]
 
     def unet_loss(self, a, rows):
-        denoiser = EDMDenoiser(self.network, 1.0)
-        return edm_loss(denoiser, a["clean"][rows], a["sigma"][rows], a["noise"][rows],
+        denoiser = Denoiser(self.network, 1.0)
+        return denoising_loss(denoiser, a["clean"][rows], a["sigma"][rows], a["noise"][rows],
                         a["cond"][rows])  # fmt: skip
 
     def autoencoder_loss(self, a, rows):

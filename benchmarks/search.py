@@ -21,7 +21,8 @@ import numpy as np
 from ldm_numpy import evaluation, images
 from ldm_numpy.backend import blas_threads, generator, tune_cpu
 from ldm_numpy.data import captions
-from ldm_numpy.diffusion.denoiser import edm_loss, edm_sigmas, guide
+from ldm_numpy.diffusion.denoiser import denoising_loss, edm_sigmas
+from ldm_numpy.diffusion.guidance import guide
 from ldm_numpy.metrics import frechet_distance, frechet_floor, prompt_accuracy
 from ldm_numpy.models import unet
 from ldm_numpy.optim import warmup_cosine
@@ -75,7 +76,9 @@ def test_loss(stage: UNetStage, run: Run, shards: Shards) -> list[float]:
         states = stage.pipeline.encode_prompts(texts)
         with no_grad():
             parts = [
-                edm_loss(stage.denoiser, *(a[i : i + 64] for a in (latents, sigma, noise, states)))
+                denoising_loss(
+                    stage.denoiser, *(a[i : i + 64] for a in (latents, sigma, noise, states))
+                )
                 for i in range(0, TEST, 64)
             ]
         losses.append(float(np.mean([part.data for part in parts])))

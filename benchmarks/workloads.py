@@ -12,8 +12,8 @@ import numpy as np
 from ldm_numpy import training
 from ldm_numpy.backend import cpu_count, generator
 from ldm_numpy.diffusion.denoiser import edm_sigmas
+from ldm_numpy.model_folder import SHIPPED
 from ldm_numpy.models import autoencoder, clip, unet
-from ldm_numpy.pipeline import SHIPPED
 from ldm_numpy.text import Tokenizer
 from ldm_numpy.training.autoencoder import downsampling, images_side
 

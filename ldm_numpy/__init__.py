@@ -5,7 +5,8 @@
     images = pipe("a bold seven leaning left", num_images_per_prompt=4, seed=0)
 """
 
-from .pipeline import TextToImage, load
+from .model_folder import load
+from .pipeline import TextToImage
 
 __version__ = "0.1.0"
 __all__ = ["TextToImage", "load"]

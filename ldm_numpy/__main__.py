@@ -1,4 +1,5 @@
-"""The command line: python -m ldm_numpy train | sample | evaluate | export | info."""
+"""The command line: python -m ldm_numpy train | sample | edit | interpolate | evaluate | export |
+info."""
 
 import argparse
 import json
@@ -7,10 +8,12 @@ import sys
 import warnings
 from pathlib import Path
 
-from . import checkpoint, evaluation, images, pipeline
+from PIL import Image
+
+from . import checkpoint, editing, evaluation, images, model_folder, pipeline
 from .backend import choose_device, cpu_count, cupy_is_installed, gpu_problem, tune_cpu
 from .data import captions
-from .diffusion import SAMPLERS, SCHEDULES
+from .diffusion import OBJECTIVES, SAMPLERS, SCHEDULES, WEIGHTINGS
 from .nn import Module
 from .training import STAGES, Run, prepare_folder
 from .training.export import export as write_model
@@ -42,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ldm_numpy", description="Text to image by latent diffusion, on NumPy."
     )
-    commands = parser.add_subparsers(required=True, metavar="train|sample|evaluate|export|info")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, function, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
@@ -62,6 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--steps", type=int, help="length of a single stage")
     train.add_argument("--text-encoder", default="frozen", choices=["frozen", "joint"])
+    train.add_argument("--objective", default="edm", help=f"of the U-Net: {', '.join(OBJECTIVES)}")
+    train.add_argument(
+        "--weighting", default="target", help=f"of its errors: {', '.join(WEIGHTINGS)}"
+    )
     train.add_argument("--resume", action="store_true", help="continue from the checkpoints")
     add_device(train)
 
@@ -69,20 +76,31 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("prompt", nargs="+", help="what to draw; several make several rows")
     sample.add_argument("--out", default="samples.png", help="picture to write")
     sample.add_argument("--model", help=model_help)
-    sample.add_argument("--num-images-per-prompt", type=int, default=8)
-    sample.add_argument("--num-inference-steps", type=int)
-    add_guidance(sample)
-    sample.add_argument("--negative-prompt", help="what to steer away from")
-    sample.add_argument("--sampler", help=", ".join(SAMPLERS))
-    sample.add_argument(
-        "--schedule", default="karras", help="of noise levels: " + ", ".join(SCHEDULES)
-    )
-    sample.add_argument("--eta", type=float, help="noise of the sampler ddim, 0 to 1")
-    sample.add_argument("--seed", type=int, default=0)
+    add_sampling(sample)
     sample.add_argument(
         "--trajectory", help="PNG of the way from noise to picture; a GIF is put beside it"
     )
     add_device(sample)
+
+    edit = add("edit", edit_command, "Change a picture, or fill a hole in it.")
+    edit.add_argument("prompt", nargs="+", help="what to make of it; several make several rows")
+    edit.add_argument("--image", required=True, help="the picture, grey, of the model's size")
+    edit.add_argument("--strength", type=float, help="of the change, 0 to 1 (default 0.6)")
+    edit.add_argument("--mask-image", help="white where the picture is to be drawn anew")
+    edit.add_argument("--out", default="edited.png", help="picture to write")
+    edit.add_argument("--model", help=model_help)
+    add_sampling(edit)
+    add_device(edit)
+
+    walk = add("interpolate", interpolate_command, "Walk from one prompt or seed to another.")
+    walk.add_argument("prompt", help="where to begin")
+    walk.add_argument("other_prompt", nargs="?", help="where to end (default: the same)")
+    walk.add_argument("--other-seed", type=int, help="seed at the end (default: the same)")
+    walk.add_argument("--frames", type=int, default=8)
+    walk.add_argument("--out", default="walk.png", help="PNG strip; a GIF is put beside it")
+    walk.add_argument("--model", help=model_help)
+    add_sampling(walk, per_prompt=False)
+    add_device(walk)
 
     evaluate = add("evaluate", evaluate_command, "Measure a model against prompts and data.")
     evaluate.add_argument("--model", help=model_help)
@@ -123,6 +141,32 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sampling(parser: argparse.ArgumentParser, per_prompt: bool = True) -> None:
+    if per_prompt:
+        parser.add_argument("--num-images-per-prompt", type=int, default=8)
+    parser.add_argument("--num-inference-steps", type=int)
+    add_guidance(parser)
+    parser.add_argument("--guidance-rescale", type=float, default=0.0, help="0 to 1")
+    parser.add_argument("--negative-prompt", help="what to steer away from")
+    parser.add_argument("--sampler", help=", ".join(SAMPLERS))
+    parser.add_argument(
+        "--schedule", default="karras", help="of noise levels: " + ", ".join(SCHEDULES)
+    )
+    parser.add_argument("--eta", type=float, help="noise of the sampler ddim, 0 to 1")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+SAMPLING = (
+    "num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale",
+    "negative_prompt", "sampler", "schedule", "eta", "seed",
+)  # fmt: skip
+
+
+def sampling(options) -> dict:
+    """Those of the options that the pipeline takes by the same name."""
+    return {name: getattr(options, name) for name in SAMPLING}
+
+
 def train_command(options) -> None:
     if options.steps is not None and options.what == "all":
         raise ValueError("--steps is for a single stage: name it, as in `train unet --steps 600`")
@@ -140,14 +184,16 @@ def train_command(options) -> None:
         device,
         options.threads,
         {} if options.steps is None else {options.what: options.steps},
-        options.text_encoder,
+        text_encoder=options.text_encoder,
+        objective=options.objective,
+        weighting=options.weighting,
     )
     run.fit(options.what, options.resume)
     if options.what not in ("all", "unet"):
         print(f"{options.what} is trained; its checkpoint, log and pictures are in {folder}")
         return
     model = folder / "model"
-    draw_overview(pipeline.load(model, device, options.threads), folder / "samples.png")
+    draw_overview(model_folder.load(model, device, options.threads), folder / "samples.png")
     metrics = evaluation.evaluate(model, options.data, device, options.threads, say=print)
     write_json(model / "metrics.json", metrics)
     print("\n".join(evaluation.verdict(metrics)))
@@ -161,7 +207,7 @@ def sample_command(options) -> None:
         raise ValueError(f"--out and --trajectory both name {out}")
     animation = writable(strip.with_suffix(".gif"), ".gif") if strip else None
     device = announce(options)
-    pipe = pipeline.load(options.model, device, options.threads)
+    pipe = model_folder.load(options.model, device, options.threads)
     frames = []
 
     def remember(step: int, sigma: float, latents) -> None:
@@ -170,20 +216,10 @@ def sample_command(options) -> None:
     pictures = pipe(
         options.prompt,
         num_images_per_prompt=options.num_images_per_prompt,
-        num_inference_steps=options.num_inference_steps,
-        guidance_scale=options.guidance_scale,
-        guidance_interval=options.guidance_interval,
-        negative_prompt=options.negative_prompt,
-        seed=options.seed,
-        sampler=options.sampler,
-        schedule=options.schedule,
-        eta=options.eta,
         callback=remember if strip else None,
+        **sampling(options),
     )
-    labels = [prompt or "(anything)" for prompt in options.prompt]
-    columns = options.num_images_per_prompt
-    images.save_png(images.grid(images.from_pil(pictures), columns, row_labels=labels), out)
-    print(f"wrote {out}")
+    labels, columns = save_rows(pictures, options, out)
     if strip:
         firsts = [frame[::columns] for frame in frames]  # one picture a prompt
         images.save_png(images.strip(firsts, scale=2, row_labels=labels), strip)
@@ -191,12 +227,72 @@ def sample_command(options) -> None:
         print(f"wrote {strip} and {animation}")
 
 
+def save_rows(pictures, options, out: Path) -> tuple[list[str], int]:
+    """Write a grid with a row a prompt; returns the rows' labels and the number of columns."""
+    labels = [prompt or "(anything)" for prompt in options.prompt]
+    columns = options.num_images_per_prompt
+    images.save_png(images.grid(images.from_pil(pictures), columns, row_labels=labels), out)
+    print(f"wrote {out}")
+    return labels, columns
+
+
+def edit_command(options) -> None:
+    out = writable(options.out, ".png")
+    image = read_picture(options.image)
+    arguments = {"num_images_per_prompt": options.num_images_per_prompt} | sampling(options)
+    if options.mask_image is None:
+        strength = 0.6 if options.strength is None else options.strength
+        device = announce(options)
+        pipe = model_folder.load(options.model, device, options.threads)
+        pictures = editing.image_to_image(
+            pipe, options.prompt, image, strength=strength, **arguments
+        )
+    else:
+        if options.strength is not None:
+            raise ValueError("--strength is for changing a whole picture, not with --mask-image")
+        mask = read_picture(options.mask_image)
+        device = announce(options)
+        pipe = model_folder.load(options.model, device, options.threads)
+        pictures = editing.inpaint(pipe, options.prompt, image, mask, **arguments)
+    save_rows(pictures, options, out)
+
+
+def interpolate_command(options) -> None:
+    out = writable(options.out, ".png")
+    animation = writable(out.with_suffix(".gif"), ".gif")
+    device = announce(options)
+    pictures = editing.interpolate(
+        model_folder.load(options.model, device, options.threads),
+        options.prompt,
+        options.other_prompt,
+        other_seed=options.other_seed,
+        frames=options.frames,
+        **sampling(options),
+    )
+    frames = images.from_pil(pictures)[:, None]  # (frames, 1, 28, 28, 1): one row
+    images.save_png(images.strip(frames, scale=2), out)
+    images.save_gif([images.grid(frame, 1) for frame in [*frames, *frames[-2:0:-1]]], animation)
+    print(f"wrote {out} and {animation}")
+
+
+def read_picture(path: str) -> Image.Image:
+    """A picture file; ValueError where there is none."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from None
+
+
 def evaluate_command(options) -> None:
     out = writable(options.out, ".json") if options.out else None
     pictures = writable(options.pictures, ".png") if options.pictures else None
     device = announce(options)
     if pictures:
-        draw_overview(pipeline.load(options.model, device, options.threads), pictures)
+        draw_overview(model_folder.load(options.model, device, options.threads), pictures)
         print(f"wrote {pictures}")
     metrics = evaluation.evaluate(
         options.model,
@@ -222,7 +318,7 @@ def export_command(options) -> None:
     path = run / "model" / "metrics.json"
     measured = path.read_bytes() if path.is_file() else None
     write_model(run, out)
-    settings = pipeline.read_config(out)["pipeline"]
+    settings = model_folder.read_config(out)["pipeline"]
     if measured and same_settings(json.loads(measured), settings):
         checkpoint.write_atomically(out / "metrics.json", measured)
     print(f"wrote {out}")
@@ -237,10 +333,10 @@ def same_settings(metrics: dict, settings: dict) -> bool:
 def info_command(options) -> None:
     if options.depth < 0:
         raise ValueError(f"--depth must not be negative, but is {options.depth}")
-    folder = pipeline.find_model(options.model)
-    config = pipeline.read_config(folder)
-    for name in (name for name in pipeline.BUILDERS if name in config):
-        describe(name, pipeline.load_network(folder, config, name), options.depth)
+    folder = model_folder.find_model(options.model)
+    config = model_folder.read_config(folder)
+    for name in (name for name in model_folder.BUILDERS if name in config):
+        describe(name, model_folder.load_network(folder, config, name), options.depth)
 
 
 def describe(name: str, module: Module, depth: int, indent: int = 0) -> None:

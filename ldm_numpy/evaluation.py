@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import images, pipeline
+from . import images, model_folder, pipeline
 from .backend import blas_threads, generator, to_device, to_host
 from .data import captions, mnist
-from .diffusion.denoiser import checked_interval
+from .diffusion.guidance import checked_interval
 from .metrics import (
     clip_score,
     frechet_distance,
@@ -34,9 +34,9 @@ class Judge:
     """The networks that measure: the reader and CLIP, both from the model folder."""
 
     def __init__(self, folder: Path, device: str, threads: int | None = None):
-        config = pipeline.read_config(folder)
-        self.reader = pipeline.load_network(folder, config, "reader", device)
-        self.clip = pipeline.load_network(folder, config, "clip", device)
+        config = model_folder.read_config(folder)
+        self.reader = model_folder.load_network(folder, config, "reader", device)
+        self.clip = model_folder.load_network(folder, config, "clip", device)
         self.device = device
         self.shards = Shards(128 if device == "cpu" else None, threads)
 
@@ -86,8 +86,8 @@ def evaluate(
     pipeline.whole("evaluate", "per_combination", per_combination, at_least=1)
     pipeline.whole("evaluate", "frechet_samples", frechet_samples, at_least=2)
     pipeline.whole("evaluate", "seed", seed, at_least=0)
-    folder = pipeline.find_model(model)
-    pipe = pipeline.load(folder, device, threads)
+    folder = model_folder.find_model(model)
+    pipe = model_folder.load(folder, device, threads)
     judge = Judge(folder, pipe.device, threads)
     scale = pipe.config.guidance_scale if guidance_scale is None else guidance_scale
     if not np.isfinite(scale):

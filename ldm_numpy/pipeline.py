@@ -1,39 +1,32 @@
-"""TextToImage: a prompt in, pictures out; and the folder such a model is kept in.
+"""TextToImage: a prompt in, pictures out.
 
     prompt -> token ids -> text states -> [noise -> sampler -> latent] -> autoencoder -> picture
-
-A model folder holds `config.json`, one safetensors file a network, the tokenizer, and
-`metrics.json` where the model has been measured.
 """
 
 import dataclasses
-import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Real
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from . import checkpoint, images
-from .backend import blas_threads, choose_device, generator, to_device, to_host
-from .diffusion.denoiser import EDMDenoiser, checked_interval, guide
+from . import images
+from .backend import blas_threads, generator, to_device, to_host
+from .diffusion.denoiser import Denoiser
+from .diffusion.guidance import checked_interval, guide
+from .diffusion.objectives import OBJECTIVES, known
 from .diffusion.samplers import SAMPLERS, ddim
 from .diffusion.schedules import SCHEDULES
-from .models.autoencoder import AutoencoderConfig, AutoencoderKL
-from .models.classifier import Classifier, ClassifierConfig
-from .models.clip import CLIP, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
-from .models.unet import UNet, UNetConfig
-from .nn import Module
+from .models.autoencoder import AutoencoderKL
+from .models.clip import CLIPTextModel
+from .models.unet import UNet
 from .parallel import Shards
 from .tensor import concatenate
 from .text import Tokenizer
 
-VERSION = 1
-SHIPPED = Path(__file__).parent / "weights"
 SHARD = 64  # images a thread works on at a time, on a CPU, at most
 
 
@@ -46,6 +39,7 @@ class PipelineConfig:
         latent_size: side of the latent
         latent_scale: factor that gives encoded latents standard deviation 1
         sigma_data: standard deviation of the scaled latents
+        objective: what the U-Net was asked for in training, one of `diffusion.OBJECTIVES`
         sigma_min, sigma_max: least and largest noise level of sampling, of the scaled latents
         sampler, num_inference_steps, guidance_scale, guidance_interval: defaults of a call
     """
@@ -55,6 +49,7 @@ class PipelineConfig:
     latent_size: int = 8
     latent_scale: float = 1.0
     sigma_data: float = 1.0
+    objective: str = "edm"
     sigma_min: float = 0.02
     sigma_max: float = 40.0
     sampler: str = "dpmpp_2m"
@@ -77,6 +72,7 @@ class PipelineConfig:
         if self.image_size > self.padded_size:
             raise ValueError("PipelineConfig: image_size is larger than padded_size")
         known("sampler", self.sampler, SAMPLERS)
+        known("objective", self.objective, OBJECTIVES)
 
 
 def whole(where: str, name: str, value, at_least: int) -> int:
@@ -91,13 +87,6 @@ def finite(name: str, value) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, not {value!r}")
     return float(value)
-
-
-def known(what: str, name: str, choices: dict):
-    """The choice of that name; ValueError listing those there are."""
-    if not isinstance(name, str) or name not in choices:
-        raise ValueError(f"unknown {what} {name!r}: use one of {', '.join(choices)}")
-    return choices[name]
 
 
 def texts_of(name: str, value) -> list[str]:
@@ -127,7 +116,7 @@ class TextToImage:
         self.text_encoder = text_encoder.to(device)
         self.tokenizer, self.config, self.device = tokenizer, config, device
         self.shards = Shards(SHARD if device == "cpu" else None, threads)
-        self.denoiser = EDMDenoiser(self._network, config.sigma_data)
+        self.denoiser = Denoiser(self._network, config.sigma_data, config.objective)
 
     def __call__(
         self,
@@ -137,6 +126,7 @@ class TextToImage:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         negative_prompt: str | Sequence[str] | None = None,
         seed: int = 0,
         sampler: str | None = None,
@@ -154,6 +144,7 @@ class TextToImage:
                 ones less; 0 ignores it, and negative values flee from it, but only at the levels of
             guidance_interval: (low, high), the noise levels at which there is guidance; (0, inf)
                 are all. A warning says if the sampler meets none of them
+            guidance_rescale: how much of the deviation that guidance adds is taken back, 0 to 1
             negative_prompt: what to steer away from, one or one a prompt; by default nothing, and
                 without effect where there is no guidance
             seed: picture number i depends on seed and i only, and on its prompt (but with the
@@ -177,6 +168,7 @@ class TextToImage:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
             negative_prompt=negatives,
             seed=seed,
             sampler=sampler,
@@ -186,26 +178,34 @@ class TextToImage:
         )
         return images.to_pil(self.decode(latents))
 
-    def sample(
+    def sample(self, prompts: Sequence[str], **options):
+        """Latents (N, h, w, C) of N prompts, an array on the device; options as of a call."""
+        plan = self.plan(prompts, **options)
+        return plan.run(plan.noise() * plan.sigmas[0], plan.sigmas)
+
+    def plan(
         self,
         prompts: Sequence[str],
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         negative_prompt: str | Sequence[str] | None = None,
         seed: int = 0,
         sampler: str | None = None,
         schedule: str = "karras",
         eta: float | None = None,
         callback: Callable | None = None,
-    ):
-        """Latents (N, h, w, C) of N prompts, an array on the device; arguments as for a call."""
+    ) -> "Plan":
+        """How N prompts are drawn: noise levels, what denoises, and what steps from level to level;
+        options as of a call."""
         config = self.config
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
         interval = config.guidance_interval if guidance_interval is None else guidance_interval
-        run_sampler = known("sampler", config.sampler if sampler is None else sampler, SAMPLERS)
+        name = config.sampler if sampler is None else sampler
+        run_sampler = SAMPLERS[known("sampler", name, SAMPLERS)]
         if eta is not None:
             if run_sampler is not ddim:
                 raise ValueError(f"eta is for the sampler ddim, not for {run_sampler.__name__}")
@@ -213,38 +213,29 @@ class TextToImage:
         steps = whole("call", "num_inference_steps", steps, at_least=1)
         seed = whole("call", "seed", seed, at_least=0)
         scale, interval = finite("guidance_scale", scale), checked_interval(interval)
+        rescale = finite("guidance_rescale", guidance_rescale)
         if callback is not None and not callable(callback):
             raise ValueError(f"callback must be a function, not {callback!r}")
         prompts = texts_of("prompts", list(prompts) if not isinstance(prompts, str) else prompts)
-        levels = known("schedule", schedule, SCHEDULES)
+        levels = SCHEDULES[known("schedule", schedule, SCHEDULES)]
         sigmas = levels(steps, config.sigma_min, config.sigma_max)
-        shape = (config.latent_size,) * 2 + (self.unet.config.in_channels,)
-        rng = generator(seed, "sample", "start")
-        noise = rng.standard_normal((len(prompts), *shape), np.float32)  # row i: the i-th numbers
         negatives = texts_of("negative_prompt", negative_prompt or "")
         if len(negatives) == 1:
             negatives *= len(prompts)
         if len(negatives) != len(prompts):
             raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
-
         if scale != 1 and not any(interval[0] < s <= interval[1] for s in sigmas[:-1]):
             warnings.warn(
                 f"no noise level of these {steps} steps lies in guidance_interval {interval}: "
                 "guidance has no effect",
-                stacklevel=2,
+                stacklevel=3,
             )
-
         with blas_threads(1):
             cond = self.encode_prompts(prompts)
             uncond = self.encode_prompts(negatives) if scale != 1 else None
-            return run_sampler(
-                guide(self.denoiser, scale, uncond, lambda *states: concatenate(states), interval),
-                to_device(noise, self.device) * sigmas[0],
-                sigmas,
-                cond,
-                rng=StepNoise(seed),
-                callback=callback,
-            )
+        D = guide(self.denoiser, scale, uncond, joined, interval, rescale)
+        shape = (len(prompts), config.latent_size, config.latent_size, self.unet.config.in_channels)
+        return Plan(D, cond, sigmas, run_sampler, shape, seed, self.device, callback)
 
     def encode_prompts(self, prompts: Sequence[str]):
         """The text encoder's token states (N, T, D), an array on the device."""
@@ -281,6 +272,46 @@ class TextToImage:
         return self.shards.forward(self.unet, x.data, timestep, cond)
 
 
+def joined(*states):
+    """Conditions of several batches as those of one."""
+    return concatenate(states)
+
+
+@dataclasses.dataclass
+class Plan:
+    """A drawing that has been thought through: see `TextToImage.plan`.
+
+    Fields:
+        D, cond: the denoiser, guided, and the condition that it is given
+        sigmas: the noise levels, falling to 0
+        sampler: one of `diffusion.SAMPLERS`
+        shape: (N, h, w, C), of the latents
+    """
+
+    D: Callable
+    cond: object
+    sigmas: list[float]
+    sampler: Callable
+    shape: tuple[int, ...]
+    seed: int
+    device: str
+    callback: Callable | None
+
+    def __post_init__(self):
+        self.rng = StepNoise(self.seed)
+
+    def noise(self, *purpose):
+        """White noise of the latents' shape, an array on the device: row i holds the i-th numbers
+        of the seed, others for each purpose."""
+        rng = generator(self.seed, "sample", "start", *purpose)
+        return to_device(rng.standard_normal(self.shape, np.float32), self.device)
+
+    def run(self, x, sigmas: list[float]):
+        """Latents at level sigmas[0] taken to the last of them."""
+        with blas_threads(1):
+            return self.sampler(self.D, x, sigmas, self.cond, rng=self.rng, callback=self.callback)
+
+
 class StepNoise:
     """The noise that a sampler adds on its way, in place of a generator.
 
@@ -295,134 +326,3 @@ class StepNoise:
         self.step += 1
         rng = generator(self.seed, "sample", "step", self.step)
         return rng.standard_normal(shape, np.float32)
-
-
-# Model folders -----------------------------------------------------------------------------
-
-BUILDERS: dict[str, Callable[[dict], Module]] = {
-    "unet": lambda c: UNet(UNetConfig(**c)),
-    "autoencoder": lambda c: AutoencoderKL(AutoencoderConfig(**c)),
-    "text_encoder": lambda c: CLIPTextModel(CLIPTextConfig(**c)),
-    "clip": lambda c: CLIP(
-        CLIPTextConfig(**c["text"]), CLIPVisionConfig(**c["vision"]), c["projection_dim"]
-    ),
-    "reader": lambda c: Classifier(ClassifierConfig(**c)),
-}
-
-
-def load(
-    path: str | Path | None = None, device: str = "auto", threads: int | None = None
-) -> TextToImage:
-    """The model in a folder: the shipped one by default, or that of a finished run.
-
-    Raises ValueError, in one line, for a folder that is missing, of another version, incomplete,
-    damaged, or whose weights belong to another configuration.
-    """
-    device = choose_device(device)
-    folder = find_model(path)
-    config = read_config(folder)
-    names = ("unet", "autoencoder", "text_encoder")
-    unet, autoencoder, text_encoder = (load_network(folder, config, n, device) for n in names)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    text = text_encoder.config
-    for what, ours, theirs in (
-        ("a vocabulary", tokenizer.vocab_size, text.vocab_size),
-        ("a context length", tokenizer.context_length, text.max_position_embeddings),
-        ("an end token", tokenizer.end_token, text.eos_token_id),
-    ):
-        if ours != theirs:
-            raise ValueError(
-                f"{folder}: the tokenizer has {what} of {ours}, the text encoder of {theirs}"
-            )
-    if "pipeline" not in config:
-        raise ValueError(f"{folder / 'config.json'} does not say how to join the networks")
-    settings = _build(folder, lambda c: PipelineConfig(**c), config["pipeline"])
-    factor = autoencoder.config.patch_size * 2 ** (len(autoencoder.config.block_out_channels) - 1)
-    for what, ours, theirs in (
-        (
-            "the latent's side times the autoencoder's factor",
-            settings.latent_size * factor,
-            settings.padded_size,
-        ),
-        ("the U-Net's in_channels", unet.config.in_channels, autoencoder.config.latent_channels),
-        ("the U-Net's out_channels", unet.config.out_channels, autoencoder.config.latent_channels),
-        ("the U-Net's cross_attention_dim", unet.config.cross_attention_dim, text.hidden_size),
-    ):
-        if ours != theirs:
-            raise ValueError(f"{folder / 'config.json'}: {what} is {ours}, but should be {theirs}")
-    return TextToImage(unet, autoencoder, text_encoder, tokenizer, settings, device, threads)
-
-
-def find_model(path: str | Path | None) -> Path:
-    """The model folder meant by `path`: itself, a run's `model` inside it, or the shipped one."""
-    folder = SHIPPED if path is None else Path(path)
-    for candidate in (folder, folder / "model"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if not folder.exists():
-        raise ValueError(f"model folder {folder} does not exist; `make train-mnist` trains one")
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name the folder of a model or of a finished run")
-    raise ValueError(f"{folder} holds no model (no config.json): finish or export its training")
-
-
-def read_config(folder: Path) -> dict:
-    """The configuration of a model folder; ValueError where it cannot be understood."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if version != VERSION:
-        raise ValueError(f"{path} has format version {version!r}, this program reads {VERSION}")
-    return config
-
-
-def load_network(folder: Path, config: dict, name: str, device: str = "cpu") -> Module:
-    """One network of a model folder, with its weights, on a device."""
-    if name not in config:
-        raise ValueError(f"{folder / 'config.json'} describes no {name}")
-    network = _build(folder, BUILDERS[name], config[name])
-    path = folder / f"{name}.safetensors"
-    arrays, _ = checkpoint.load(path)
-    try:
-        network.load_state_dict(arrays)
-    except ValueError as error:
-        raise ValueError(f"{path} does not belong to its config.json: {error}") from None
-    return network.to(device).eval()
-
-
-def save(
-    folder: str | Path,
-    weights: Mapping[str, Mapping[str, np.ndarray]],
-    configs: Mapping[str, dict],
-    tokenizer: Tokenizer,
-    settings: PipelineConfig,
-) -> None:
-    """Write a model folder: {network: {parameter: array}} in float16, and their configurations.
-
-    `config.json` comes last: a folder without it is no model.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "metrics.json"):  # they speak of the weights before
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write the folder {folder}: {error.strerror}") from None
-    for name, arrays in weights.items():
-        checkpoint.save(folder / f"{name}.safetensors", checkpoint.half_precision(arrays), {})
-    tokenizer.save(folder / "tokenizer.json")
-    config = {"format_version": VERSION, "pipeline": dataclasses.asdict(settings), **configs}
-    text = json.dumps(config, indent=2) + "\n"
-    checkpoint.write_atomically(folder / "config.json", text.encode())
-
-
-def _build(folder: Path, build: Callable, section: dict):
-    try:
-        if not isinstance(section, dict):
-            raise TypeError(f"{section!r} is no set of options")
-        return build(section)
-    except (TypeError, KeyError, ValueError, ArithmeticError, MemoryError) as error:
-        raise ValueError(f"{folder / 'config.json'} does not fit this program: {error}") from None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_numpy import backend, pipeline
+from ldm_numpy import backend, model_folder
 from ldm_numpy.__main__ import describe, main, same_settings
 from ldm_numpy.data import mnist
 from ldm_numpy.models.clip import MNIST_TEXT, CLIPTextModel
@@ -69,7 +69,7 @@ def test_info_prints_every_network_by_depth(capsys):
     shallow = capsys.readouterr().out
     assert main(["info", "--depth", "3"]) == 0
     deep = capsys.readouterr().out
-    for name in pipeline.BUILDERS:
+    for name in model_folder.BUILDERS:
         assert f"{name} (" in shallow
     assert "down_blocks (" in shallow and "resnets" not in shallow
     assert "resnets (" in deep and len(deep) > 3 * len(shallow)
@@ -185,7 +185,7 @@ def test_interrupting_exits_with_130(tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "load", interrupted)
+    monkeypatch.setattr(model_folder, "load", interrupted)
     assert main(["sample", "3", "--device", "cpu", "--out", str(tmp_path / "s.png")]) == 130
     error = capsys.readouterr().err
     assert "interrupted" in error and "--resume" not in error

@@ -8,23 +8,18 @@ import pytest
 
 from ldm_numpy import ops
 from ldm_numpy.diffusion import (
-    EDMDenoiser,
+    Denoiser,
     GaussianMixture,
-    edm_loss,
+    denoising_loss,
     edm_sigmas,
-    euler,
-    guide,
-    karras_sigmas,
     score,
 )
 from ldm_numpy.diffusion.denoiser import (
-    EVERYWHERE,
-    checked_interval,
-    edm_loss_weight,
-    edm_preconditioning,
     per_sample,
+    preconditioning,
     stratified_normals,
 )
+from ldm_numpy.diffusion.objectives import loss_weight
 from ldm_numpy.gradcheck import check_gradients
 from ldm_numpy.tensor import Tensor
 
@@ -37,18 +32,18 @@ def zero(x, timestep, cond):
 
 def test_preconditioning_at_known_points():
     """At sigma = sigma_data data and noise are equal: everything is a half, or its root."""
-    c_skip, c_out, c_in, c_noise = edm_preconditioning(np.array([0.5]), 0.5)
+    c_skip, c_out, c_in, c_noise = preconditioning(np.array([0.5]), 0.5)
     np.testing.assert_allclose(
         [c_skip[0], c_out[0], c_in[0], c_noise[0]],
         [1 / 2, math.sqrt(1 / 8), math.sqrt(2), 250 * math.log(0.5)],
     )
-    np.testing.assert_allclose(edm_preconditioning(np.array([1.0]), 0.5)[3], 0)
+    np.testing.assert_allclose(preconditioning(np.array([1.0]), 0.5)[3], 0)
 
 
 def test_input_and_target_of_the_network_have_variance_one():
     rng, n, sigma_data = np.random.default_rng(0), 40_000, 0.7
     x0, noise = sigma_data * rng.standard_normal((2, n)) * [[1], [1 / sigma_data]]
-    c_skip, c_out, c_in, _ = edm_preconditioning(LEVELS[:, None], sigma_data)
+    c_skip, c_out, c_in, _ = preconditioning(LEVELS[:, None], sigma_data)
     x = x0 + LEVELS[:, None] * noise  # (levels, n)
     # The variance of n normal numbers has the standard error sqrt(2 / n); 5 of them.
     tolerance = 5 * math.sqrt(2 / n)
@@ -64,16 +59,16 @@ def test_the_network_sees_what_the_definition_says():
         return x * 0.0 + 1.0
 
     cond, x = object(), np.random.default_rng(1).standard_normal((5, 4, 3, 2)).astype(np.float32)
-    y = EDMDenoiser(network, 0.5)(x, LEVELS, cond)
+    y = Denoiser(network, 0.5)(x, LEVELS, cond)
     column = LEVELS.reshape(5, 1, 1, 1)
-    c_skip, c_out, c_in, c_noise = edm_preconditioning(column, 0.5)
+    c_skip, c_out, c_in, c_noise = preconditioning(column, 0.5)
     assert seen["cond"] is cond and isinstance(seen["x"], Tensor)
     assert seen["timestep"].shape == (5,) and seen["timestep"].dtype == np.float32
     np.testing.assert_allclose(seen["timestep"], c_noise.ravel(), rtol=1e-5)
     np.testing.assert_allclose(seen["x"].data, c_in * x, rtol=1e-5)
     np.testing.assert_allclose(y, c_skip * x + c_out, rtol=1e-4, atol=1e-6)
     assert isinstance(y, np.ndarray) and y.dtype == np.float32
-    one_level = EDMDenoiser(network, 0.5)(x, 2.0, cond)
+    one_level = Denoiser(network, 0.5)(x, 2.0, cond)
     np.testing.assert_array_equal(one_level[3], y[3])
 
 
@@ -85,7 +80,7 @@ def test_arrays_leave_no_graph_and_tensors_carry_one():
         outputs.append(x @ w)
         return outputs[-1]
 
-    D, x = EDMDenoiser(network, 1.0), np.random.default_rng(2).standard_normal((4, 3))
+    D, x = Denoiser(network, 1.0), np.random.default_rng(2).standard_normal((4, 3))
     assert isinstance(D(x, 1.0), np.ndarray) and not outputs[-1].requires_grad
     y = D(Tensor(x), 1.0)
     assert isinstance(y, Tensor) and y.requires_grad
@@ -101,19 +96,19 @@ def test_gradients_reach_input_network_and_condition(sigma):
         return lambda x, timestep, cond: ops.tanh(x @ w) * cond
 
     def denoise(x, w, cond):
-        return EDMDenoiser(network_with(w), 0.8)(x, sigma, cond)
+        return Denoiser(network_with(w), 0.8)(x, sigma, cond)
 
     check_gradients(denoise, [x, w, cond])
 
     def score_of(x, w, cond):
-        return score(EDMDenoiser(network_with(w), 0.8), x, sigma, cond)
+        return score(Denoiser(network_with(w), 0.8), x, sigma, cond)
 
     check_gradients(score_of, [x, w, cond])
     x0, noise = rng.standard_normal((2, 3, 4))
     level = np.broadcast_to(sigma, 3)
 
     def loss(w, cond):
-        return edm_loss(EDMDenoiser(network_with(w), 0.8), x0, level, noise, cond)
+        return denoising_loss(Denoiser(network_with(w), 0.8), x0, level, noise, cond)
 
     check_gradients(loss, [w, cond])
 
@@ -128,8 +123,8 @@ def test_loss_on_gaussian_data_is_what_theory_says(sigma, spread):
     x0, noise = rng.standard_normal((2, n, 1))
     x0 *= spread
     c = spread**2 / (spread**2 + sigma**2)
-    c_skip, c_out, c_in, _ = edm_preconditioning(np.array(sigma), sigma_data)
-    weight = edm_loss_weight(sigma, sigma_data)
+    c_skip, c_out, c_in, _ = preconditioning(np.array(sigma), sigma_data)
+    weight = loss_weight(sigma, sigma_data)
 
     def ideal(x, timestep, cond):
         return x * float((c - c_skip) / (c_out * c_in))
@@ -139,7 +134,7 @@ def test_loss_on_gaussian_data_is_what_theory_says(sigma, spread):
         zero: weight * ((1 - c_skip) ** 2 * spread**2 + c_skip**2 * sigma**2),
     }
     for network, theory in expected.items():
-        loss = edm_loss(EDMDenoiser(network, sigma_data), x0, np.full(n, sigma), noise)
+        loss = denoising_loss(Denoiser(network, sigma_data), x0, np.full(n, sigma), noise)
         assert loss.shape == ()
         # A mean of n squared normal numbers has the relative standard error sqrt(2 / n).
         assert loss.item() == pytest.approx(float(theory), rel=5 * math.sqrt(2 / n))
@@ -153,7 +148,7 @@ def test_a_network_of_zeros_loses_one_over_all_levels_and_any_data_of_that_sprea
     noise = rng.standard_normal((n, 2)).astype(np.float32)
     sigma = edm_sigmas(rng.standard_normal(n).astype(np.float32))
     # Squares of a sum of a normal number and a sign have variance at most 2: as above.
-    loss = edm_loss(EDMDenoiser(zero, 1.0), x0, sigma, noise)
+    loss = denoising_loss(Denoiser(zero, 1.0), x0, sigma, noise)
     assert loss.dtype == np.float32
     assert loss.item() == pytest.approx(1, abs=5 * math.sqrt(2 / (2 * n)))
 
@@ -166,7 +161,7 @@ def test_the_loss_is_lowest_for_the_true_denoiser():
     x0, noise, sigma = mixture.sample(n, rng), rng.standard_normal((n, 1)), np.full(n, 0.8)
 
     class Scaled:
-        sigma_data = 1.0
+        sigma_data, objective = 1.0, "edm"
 
         def __init__(self, scale):
             self.scale = scale
@@ -174,7 +169,7 @@ def test_the_loss_is_lowest_for_the_true_denoiser():
         def __call__(self, x, sigma, cond):
             return mixture.denoiser(x, sigma) * self.scale
 
-    exact, less, more = (edm_loss(Scaled(s), x0, sigma, noise).item() for s in (1, 0.8, 1.2))
+    exact, less, more = (denoising_loss(Scaled(s), x0, sigma, noise).item() for s in (1, 0.8, 1.2))
     assert exact < min(less, more) < 0.9
 
 
@@ -187,9 +182,6 @@ def test_training_levels_are_log_normal():
 def two_hills():
     """Two classes in two dimensions; a condition is a row of component weights."""
     return GaussianMixture([0.7, 0.3], [[-1.0, 0], [1.0, 0.5]], np.stack([np.eye(2) * 0.3] * 2))
-
-
-LEFT, RIGHT = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 
 
 def test_stratified_levels_are_normal_and_one_in_every_stratum():
@@ -213,99 +205,6 @@ def test_no_level_is_infinite(n, u):
     assert np.isfinite(stratified_normals(n, Extreme())).all()
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 7.5, -1.0])
-def test_guidance_combines_scores(scale):
-    """grad log p_u + scale (grad log p_c - grad log p_u), with scores straight from the density.
-
-    Exchanged roles, a lost sign or a lost scale each fail for some scale here.
-    """
-    m, x, sigma = two_hills(), np.random.default_rng(7).standard_normal((6, 2)), 0.8
-    guided = guide(m.denoiser, scale, uncond=m.weights)
-    expected = (1 - scale) * m.score(x, sigma) + scale * m.score(x, sigma, RIGHT)
-    np.testing.assert_allclose(score(guided, x, sigma, RIGHT), expected, atol=1e-10)
-
-
-def test_guidance_calls_once_at_scale_one_and_twice_otherwise():
-    calls = []
-
-    def D(x, sigma, cond):
-        calls.append(cond)
-        return x
-
-    guide(D, 1.0, "nothing")(np.zeros((1, 1)), 1.0, "seven")
-    assert calls == ["seven"]
-    guide(D, 3.0, "nothing")(np.zeros((1, 1)), 1.0, "seven")
-    assert sorted(calls[1:]) == ["nothing", "seven"]
-
-
-def counting_denoiser():
-    """A D that depends on the rows of x, sigma and cond, each in its own way; and the list of how
-    many rows it was asked for."""
-    calls = []
-
-    def D(x, sigma, cond):
-        calls.append(len(x))
-        return x * np.reshape(sigma, (-1, 1)) + cond
-
-    return D, calls
-
-
-@pytest.mark.parametrize("sigma", [0.8, np.linspace(0.5, 2, 6)], ids=["number", "each"])
-def test_joined_guidance_is_one_call_and_the_same(sigma):
-    D, calls = counting_denoiser()
-    rng = np.random.default_rng(3)
-    x, cond, uncond = rng.standard_normal((3, 6, 2))
-    joined = guide(D, 3.0, uncond, join=lambda *conds: np.concatenate(conds))(x, sigma, cond)
-    assert calls == [12]
-    np.testing.assert_allclose(joined, guide(D, 3.0, uncond)(x, sigma, cond))
-
-
-@pytest.mark.parametrize("join", [None, lambda *conds: np.concatenate(conds)], ids=["two", "one"])
-def test_guidance_in_an_interval(join):
-    """Its lower end is outside, its upper end inside; outside, D is asked once and nothing more."""
-    D, calls = counting_denoiser()
-    rng = np.random.default_rng(4)
-    x, cond, uncond = rng.standard_normal((3, 6, 2))
-    limited, plain = guide(D, 3.0, uncond, join, (0.5, 2.0)), guide(D, 3.0, uncond, join)
-    for sigma in (0.5, 0.51, 2.0, 2.01):
-        calls.clear()
-        inside = 0.5 < sigma <= 2
-        expected = uncond + x * sigma + 3 * (cond - uncond) if inside else cond + x * sigma
-        np.testing.assert_allclose(limited(x, sigma, cond), expected)
-        assert sum(calls) == (12 if inside else 6)
-    each = np.array([0.1, 0.5, 0.51, 2.0, 2.01, 9.0])
-    expected = np.where((each > 0.5)[:, None], plain(x, each, cond), D(x, each, cond))
-    expected[4:] = D(x, each, cond)[4:]
-    np.testing.assert_allclose(limited(x, each, cond), expected)
-    single = (a.astype(np.float32) for a in (x, each, cond, uncond))
-    x, each, cond, uncond = single
-    assert guide(D, 3.0, uncond, join, (0.5, 2.0))(x, each, cond).dtype == np.float32
-
-
-def test_guidance_and_negative_prompts_move_samples_the_right_way():
-    """Along the line between two classes: asking for right goes right, the more so with a larger
-    scale, and further still when left is what to avoid."""
-    m = two_hills()
-    x = 80 * np.random.default_rng(8).standard_normal((400, 2))
-
-    def mean(D, cond):
-        return euler(D, x, karras_sigmas(20), cond)[:, 0].mean()
-
-    plain = mean(m.denoiser, RIGHT)
-    stronger = mean(guide(m.denoiser, 2.0, uncond=None), RIGHT)
-    against = mean(guide(m.denoiser, 2.0, uncond=LEFT), RIGHT)
-    assert plain == pytest.approx(1, abs=0.15)
-    assert plain + 0.05 < stronger < against
-
-
-def test_guidance_is_differentiable():
-    m = two_hills()
-    guided = guide(m.denoiser, 3.0, uncond=None)
-    x = np.random.default_rng(9).standard_normal((3, 2))
-    check_gradients(lambda x: guided(x, 0.5, RIGHT), [x])
-    assert isinstance(guided(x, 0.5, RIGHT), np.ndarray)
-
-
 def test_score_takes_a_level_a_sample():
     m, x = two_hills(), np.random.default_rng(10).standard_normal((3, 2))
     levels = np.array([0.1, 1.0, 10.0])
@@ -315,7 +214,7 @@ def test_score_takes_a_level_a_sample():
 @pytest.mark.parametrize("sigma", [0.0, -1.0, math.nan, math.inf, np.array([1.0, 0.0])])
 def test_impossible_levels_are_refused(sigma):
     with pytest.raises(ValueError, match="positive and finite"):
-        EDMDenoiser(zero, 0.5)(np.zeros((2, 3)), sigma)
+        Denoiser(zero, 0.5)(np.zeros((2, 3)), sigma)
 
 
 def test_other_bad_input_is_refused():
@@ -326,17 +225,8 @@ def test_other_bad_input_is_refused():
         per_sample(np.ones((2, 1)), x)
     for sigma_data in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="sigma_data"):
-            EDMDenoiser(zero, sigma_data)
-    for scale in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="guidance_scale"):
-            guide(zero, scale)
-    wrong = [(2, 1), (1, 1), (-1, 2), (math.nan, 1), (0, math.nan), (1,), 3, "12", None, {1: 2}]
-    for interval in wrong:
-        for scale in (1.0, 2.0):
-            with pytest.raises(ValueError, match="guidance_interval"):
-                guide(zero, scale, interval=interval)
-    assert checked_interval([0.5, math.inf]) == (0.5, EVERYWHERE[1])  # JSON has no infinity
+            Denoiser(zero, sigma_data)
     with pytest.raises(ValueError, match="P_std"):
         edm_sigmas(np.zeros(2), P_std=0)
     with pytest.raises(ValueError, match="noise has shape"):
-        edm_loss(EDMDenoiser(zero, 1.0), x, np.ones(2), x[:1])
+        denoising_loss(Denoiser(zero, 1.0), x, np.ones(2), x[:1])

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from ldm_numpy import evaluation, pipeline
+from ldm_numpy import evaluation, model_folder
 from ldm_numpy.data import captions, mnist
 from ldm_numpy.evaluation import BANDS, combination_prompts, verdict
 
@@ -138,6 +138,6 @@ def test_a_model_that_mixes_up_weight_and_slant_is_found_out(folder, monkeypatch
 
 
 def test_the_shipped_model_is_within_its_size_and_was_measured():
-    files = list(pipeline.SHIPPED.iterdir())
+    files = list(model_folder.SHIPPED.iterdir())
     assert sum(file.stat().st_size for file in files) <= 8_000_000
     assert {"config.json", "metrics.json", "tokenizer.json"} <= {file.name for file in files}

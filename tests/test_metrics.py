@@ -7,9 +7,13 @@ import pytest
 import scipy.linalg
 
 from ldm_numpy.metrics import (
+    bootstrap_interval,
     clip_score,
     frechet_distance,
     frechet_floor,
+    kernel_distance,
+    nearest,
+    precision_recall,
     prompt_accuracy,
     zero_shot_accuracy,
 )
@@ -126,3 +130,107 @@ def test_bad_input_is_refused(call, message):
     x = np.random.default_rng(10).standard_normal((6, 3))
     with pytest.raises(ValueError, match=message):
         call(x)
+
+
+def test_kernel_distance_is_the_sum_over_pairs():
+    rng = np.random.default_rng(20)
+    a, b = rng.standard_normal((5, 3)), rng.standard_normal((4, 3)) + 1
+
+    def k(x, y):
+        return (np.dot(x, y) / 3 + 1) ** 3
+
+    within_a = [k(a[i], a[j]) for i in range(5) for j in range(5) if i != j]
+    within_b = [k(b[i], b[j]) for i in range(4) for j in range(4) if i != j]
+    across = [k(x, y) for x in a for y in b]
+    expected = np.mean(within_a) + np.mean(within_b) - 2 * np.mean(across)
+    assert kernel_distance(a, b) == pytest.approx(expected, rel=1e-12)
+    assert kernel_distance(b, a) == pytest.approx(expected, rel=1e-12)
+
+
+def test_kernel_distance_is_unbiased():
+    """0 on the average for one distribution, even of 10 samples; and for two Gaussians in one
+    dimension, where k = (x y + 1)^3, the moments' formula: both within 4.5 standard errors."""
+    rng, repeats = np.random.default_rng(21), 4000
+    same = [kernel_distance(*rng.standard_normal((2, 10, 4))) for _ in range(repeats)]
+    assert abs(np.mean(same)) < 4.5 * np.std(same) / math.sqrt(repeats)
+    assert 0.3 < np.mean(np.array(same) < 0) < 0.8
+    # E k = E[x^3]E[y^3] + 3 E[x^2]E[y^2] + 3 E[x]E[y] + 1, so the distance is that of the moments.
+    moments_a, moments_b = np.array([0, 1, 0]), np.array([0.5, 1.25, 0.5**3 + 3 * 0.5])
+    expected = np.array([3, 3, 1]) @ (moments_a - moments_b) ** 2
+    found = [
+        kernel_distance(rng.standard_normal((15, 1)), 0.5 + rng.standard_normal((15, 1)))
+        for _ in range(repeats)
+    ]
+    assert abs(np.mean(found) - expected) < 4.5 * np.std(found) / math.sqrt(repeats)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_the_interval_covers_what_other_samples_give(distance):
+    """Of 200 pairs of samples about 95% have a distance in the interval that one bootstrap says,
+    centred on their mean."""
+    rng = np.random.default_rng(22)
+
+    def pair():
+        return rng.standard_normal((100, 3)), 0.5 + rng.standard_normal((120, 3))
+
+    a, b = pair()
+    low, high = bootstrap_interval(distance, a, b, 200, rng)
+    assert (low + high) / 2 == pytest.approx(distance(a, b))
+    others = np.array([distance(*pair()) for _ in range(200)])
+    covered = np.abs(others - others.mean()) < (high - low) / 2
+    assert 0.85 < covered.mean() <= 1
+    narrow = bootstrap_interval(distance, a, b, 200, np.random.default_rng(0), level=0.5)
+    wide = bootstrap_interval(distance, a, b, 200, np.random.default_rng(0), level=0.95)
+    assert np.ptp(wide) / np.ptp(narrow) == pytest.approx(1.95996 / 0.67449, rel=1e-4)
+
+
+def test_precision_and_recall():
+    """Samples of one half of a square: all of them are real, and half of the real is there."""
+    rng = np.random.default_rng(23)
+    real, generated = rng.random((2000, 2)), rng.random((2000, 2)) * [0.5, 1]
+    precision, recall = precision_recall(real, generated)
+    assert precision > 0.97 and recall == pytest.approx(0.5, abs=0.06)
+    recall_of, precision_of = precision_recall(generated, real)
+    assert (precision_of, recall_of) == (precision, recall)
+    assert precision_recall(real, real) == (1, 1)
+    assert precision_recall(real, generated + 5) == (0, 0)
+    twins = np.repeat(real[:500], 2, axis=0)  # radius 0 for k = 1: its own points count
+    assert precision_recall(twins, twins, k=1) == (1, 1)
+
+
+def test_balls_reach_to_the_kth_neighbour():
+    """Around 0, 1, 3, 7 to distances 1, 1, 2, 4 (all of -1 ... 11), or 3, 2, 3, 6 (-3 ... 13)."""
+    real, generated = (np.reshape(x, (4, 1)) for x in ([0, 1, 3, 7], [-1.01, -3, 11.01, 100]))
+    assert precision_recall(real, generated, k=1)[0] == 0
+    assert precision_recall(real, generated, k=2)[0] == 0.75
+
+
+def test_nearest():
+    rng = np.random.default_rng(24)
+    data, queries = rng.standard_normal((300, 2, 4)), rng.standard_normal((270, 2, 4))
+    distances, indices = nearest(queries, data, k=3)
+    every = np.linalg.norm((queries[:, None] - data).reshape(270, 300, 8), axis=2)
+    np.testing.assert_array_equal(indices, every.argsort(axis=1)[:, :3])
+    np.testing.assert_allclose(distances, np.sort(every, axis=1)[:, :3])
+    distances, indices = nearest(data[[5, 299]], data)
+    assert indices.ravel().tolist() == [5, 299] and np.all(distances < 1e-6)
+
+
+def test_what_these_metrics_refuse():
+    a = np.random.default_rng(25).standard_normal((10, 3))
+    for metric in (kernel_distance, precision_recall):
+        with pytest.raises(ValueError, match="different widths, 3 and 2"):
+            metric(a, a[:, :2])
+        with pytest.raises(ValueError, match="n >= 2"):
+            metric(a, a[:1])
+    for k in (0, 10):
+        with pytest.raises(ValueError, match=r"k must be in 1 \.\.\. 9, not"):
+            precision_recall(a, a, k)
+        with pytest.raises(ValueError, match=r"k in 1 \.\.\. 9, not"):
+            nearest(a, a[:9], k)
+    with pytest.raises(ValueError, match="must be as wide"):
+        nearest(a, a[:, :2])
+    for options in ({"repeats": 1}, {"level": 1.0}):
+        arguments = {"repeats": 10, "level": 0.9} | options
+        with pytest.raises(ValueError, match="repeats >= 2 and 0 < level < 1"):
+            bootstrap_interval(kernel_distance, a, a, rng=np.random.default_rng(0), **arguments)

@@ -12,7 +12,7 @@ import pytest
 from ldm_numpy import images, ops
 from ldm_numpy.backend import generator
 from ldm_numpy.data import captions
-from ldm_numpy.diffusion.denoiser import EDMDenoiser, edm_loss
+from ldm_numpy.diffusion.denoiser import Denoiser, denoising_loss
 from ldm_numpy.models.autoencoder import AutoencoderKL
 from ldm_numpy.models.classifier import Classifier
 from ldm_numpy.models.clip import CLIP, CLIPTextModel
@@ -104,11 +104,11 @@ def unet_share(pixels, ids, levels, text_encoder, steps) -> float:
         noise = rng.standard_normal(latents.shape, np.float32)
     config = dataclasses.replace(tiny.UNET, in_channels=1, out_channels=1, **WIDE)
     network, text = UNet(config, seed=0), CLIPTextModel(tiny.text_config(), seed=0)
-    denoiser, states = EDMDenoiser(network, 1.0), text(ids).data
+    denoiser, states = Denoiser(network, 1.0), text(ids).data
 
     def loss():
         cond = states if text_encoder == "frozen" else text(ids)
-        return edm_loss(denoiser, latents, sigma, noise, cond)
+        return denoising_loss(denoiser, latents, sigma, noise, cond)
 
     networks = [network] if text_encoder == "frozen" else [network, text]
     return overfit(loss, networks, steps, 0.01)

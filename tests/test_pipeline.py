@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_numpy import checkpoint, images, pipeline
+from ldm_numpy import checkpoint, images, model_folder, pipeline
 from ldm_numpy.diffusion.samplers import SAMPLERS
 from ldm_numpy.diffusion.schedules import SCHEDULES, karras_sigmas
 from ldm_numpy.text import Tokenizer
@@ -310,6 +310,8 @@ def test_any_text_is_a_prompt(pipe, prompt):
         ({"sampler": []}, "unknown sampler"),
         ({"guidance_scale": "2"}, "guidance_scale must be a finite number"),
         ({"guidance_interval": (2, 1)}, "guidance_interval: 0 <= low < high is needed"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be in 0 ... 1, got 1.5"),
+        ({"guidance_rescale": None}, "guidance_rescale must be a finite number"),
         ({"guidance_interval": 3}, "guidance_interval must be"),
         ({"callback": "print"}, "callback must be a function"),
         ({"prompt": []}, "prompt must not be an empty list"),
@@ -332,14 +334,14 @@ def folder(tmp_path, pipe):
     networks = {name: getattr(pipe, name) for name in NETWORKS}
     weights = {name: network.state_dict() for name, network in networks.items()}
     configs = {name: dataclasses.asdict(network.config) for name, network in networks.items()}
-    pipeline.save(tmp_path / "model", weights, configs, pipe.tokenizer, pipe.config)
+    model_folder.save(tmp_path / "model", weights, configs, pipe.tokenizer, pipe.config)
     return tmp_path / "model"
 
 
 def refuse(path, *words):
     """Loading must fail with one line that has all these words in it."""
     with pytest.raises(ValueError) as error:
-        pipeline.load(path, "cpu")
+        model_folder.load(path, "cpu")
     message = str(error.value)
     assert "\n" not in message
     for word in words:
@@ -355,7 +357,7 @@ def edit(folder, change):
 
 def test_a_folder_gives_back_the_pipeline(folder, pipe):
     """With weights rounded to float16, everything else as it was."""
-    loaded = pipeline.load(folder, "cpu", threads=1)
+    loaded = model_folder.load(folder, "cpu", threads=1)
     assert loaded.config == pipe.config and loaded.tokenizer.merges == pipe.tokenizer.merges
     rounded = tiny.text_to_image()
     for name in NETWORKS:
@@ -374,8 +376,8 @@ def test_a_folder_gives_back_the_pipeline(folder, pipe):
 
 
 def test_a_run_folder_holds_its_model(folder):
-    assert pipeline.find_model(folder.parent) == folder
-    assert pipeline.find_model(str(folder)) == folder
+    assert model_folder.find_model(folder.parent) == folder
+    assert model_folder.find_model(str(folder)) == folder
 
 
 def test_no_folder_or_no_model(tmp_path):
@@ -393,14 +395,14 @@ def test_an_interrupted_export_leaves_no_model(folder, pipe, monkeypatch):
 
     monkeypatch.setattr(Tokenizer, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        pipeline.save(folder, {"unet": pipe.unet.state_dict()}, {}, pipe.tokenizer, pipe.config)
+        model_folder.save(folder, {"unet": pipe.unet.state_dict()}, {}, pipe.tokenizer, pipe.config)
     refuse(folder, "no config.json")
 
 
 def test_a_model_cannot_be_saved_below_a_file(tmp_path, pipe):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot write the folder .*file"):
-        pipeline.save(tmp_path / "file" / "model", {}, {}, pipe.tokenizer, pipe.config)
+        model_folder.save(tmp_path / "file" / "model", {}, {}, pipe.tokenizer, pipe.config)
 
 
 @pytest.mark.parametrize("version", [0, 2, None, "1"])
@@ -486,4 +488,4 @@ def test_a_tokenizer_with_another_context_length(folder, pipe):
 
 def test_an_unknown_device(folder):
     with pytest.raises(ValueError, match="unknown device 'tpu'"):
-        pipeline.load(folder, "tpu")
+        model_folder.load(folder, "tpu")

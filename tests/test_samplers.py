@@ -15,6 +15,7 @@ from ldm_numpy.diffusion.samplers import (
     euler,
     euler_maruyama,
     heun,
+    invert,
     predictor_corrector,
     probability_flow,
 )
@@ -423,3 +424,26 @@ def test_one_step_to_zero_is_the_denoiser(name):
 def test_levels_that_do_not_fall_are_refused(name, levels):
     with pytest.raises(ValueError, match="levels"):
         SAMPLERS[name](MIXTURE.denoiser, np.zeros((1, 2)), levels, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("method", "error"), [("heun", 2e-3), ("euler", 0.3)])
+def test_inversion_goes_back_the_way_that_sampling_came(method, error):
+    """Up by the closed form's flow, with the method's error, and down again by the same steps."""
+    x = np.random.default_rng(20).standard_normal((20, 2))
+    rising = karras_sigmas(101, 0.1, 20.0)[-2::-1]
+    noise = invert(GAUSSIAN.denoiser, x, rising, method=method)
+    exact = gaussian_flow(x, 0.1, 20.0)
+    assert np.linalg.norm(noise - exact) < error * np.linalg.norm(exact)
+    back = SAMPLERS[method](GAUSSIAN.denoiser, noise, rising[::-1])
+    off = np.linalg.norm(back - x) / np.linalg.norm(x)
+    assert off < error and (method == "heun") == (off < 5e-3)
+
+
+def test_what_inversion_refuses():
+    x = np.zeros((1, 2))
+    with pytest.raises(ValueError, match="unknown method 'ddpm': use one of heun, euler"):
+        invert(MIXTURE.denoiser, x, [0.1, 1.0], method="ddpm")
+    with pytest.raises(ValueError, match="levels"):
+        invert(MIXTURE.denoiser, x, [1.0, 0.1])
+    with pytest.raises(ValueError, match="start above it"):
+        invert(MIXTURE.denoiser, x, [0.0, 0.1])

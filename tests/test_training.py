@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from ldm_numpy import backend, checkpoint, pipeline, training
+from ldm_numpy import backend, checkpoint, model_folder, training
 from ldm_numpy.data import captions, mnist
 from ldm_numpy.parallel import Shards
 from ldm_numpy.tensor import Tensor
@@ -485,10 +485,12 @@ def test_noise_levels_follow_their_distribution(monkeypatch):
     """ln(sigma) is normal with P_mean, P_std; noise and levels are drawn apart."""
     stage = tiny.stage("unet-frozen", P_mean=-0.5, P_std=0.7, batch_size=100)
     levels = []
-    monkeypatch.setattr(
-        "ldm_numpy.training.unet.edm_loss",
-        lambda D, x0, sigma, noise, cond: levels.append((sigma, noise, x0)) or Tensor(np.zeros(())),
-    )
+
+    def record(D, x0, sigma, noise, cond, weighting):
+        levels.append((sigma, noise, x0))
+        return Tensor(np.zeros(()))
+
+    monkeypatch.setattr("ldm_numpy.training.unet.denoising_loss", record)
 
     class Whole(Batches):
         def backward(self, loss, n, parameters):
@@ -604,7 +606,7 @@ def test_a_run_ends_with_a_model_folder(text_encoder, tmp_path, monkeypatch):
     for name in ("perceptual", "reader", *training.STAGES):
         assert (whole.folder / f"{name}.safetensors").is_file()
         assert (whole.folder / f"{name}.csv").is_file()
-    loaded = pipeline.load(whole.folder, "cpu", threads=1)
+    loaded = model_folder.load(whole.folder, "cpu", threads=1)
     assert loaded.config.latent_scale != 1
 
     stage = whole.unet()
@@ -620,8 +622,8 @@ def test_a_run_ends_with_a_model_folder(text_encoder, tmp_path, monkeypatch):
     samples = loaded.sample(prompts, seed=4, num_inference_steps=3)
     np.testing.assert_array_equal(samples, expected)
     np.testing.assert_array_equal(loaded.decode(samples), stage.pipeline.decode(expected))
-    config = pipeline.read_config(whole.folder / "model")
-    clip = pipeline.load_network(whole.folder / "model", config, "clip")
+    config = model_folder.read_config(whole.folder / "model")
+    clip = model_folder.load_network(whole.folder / "model", config, "clip")
     own = clip.text_model.state_dict()
     same = [(own[k] == a).all() for k, a in loaded.text_encoder.state_dict().items()]
     assert all(same) == (text_encoder == "frozen")

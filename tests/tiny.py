@@ -8,7 +8,7 @@ import numpy as np
 
 from ldm_numpy import training
 from ldm_numpy.data import captions, mnist
-from ldm_numpy.diffusion.denoiser import EVERYWHERE
+from ldm_numpy.diffusion.guidance import EVERYWHERE
 from ldm_numpy.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from ldm_numpy.models.classifier import Classifier, ClassifierConfig
 from ldm_numpy.models.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig

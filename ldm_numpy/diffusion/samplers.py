@@ -53,7 +53,7 @@ def euler(D, x, sigmas, cond=None, *, rng=None, callback=None):
     Karras et al. 2022, Algorithm 1 without its correction (`sample_euler` in k-diffusion).
     """
     for step, sigma, sigma_next in _steps(sigmas):
-        x = x + (sigma_next - sigma) * _slope(D, x, sigma, cond)
+        x = _euler_step(D, x, sigma, sigma_next, cond)
         _report(callback, step, sigma_next, x)
     return x
 
@@ -65,12 +65,7 @@ def heun(D, x, sigmas, cond=None, *, rng=None, callback=None):
     Karras et al. 2022, Algorithm 1 (`sample_heun` in k-diffusion).
     """
     for step, sigma, sigma_next in _steps(sigmas):
-        slope = _slope(D, x, sigma, cond)
-        trial = x + (sigma_next - sigma) * slope
-        if sigma_next > 0:
-            slope = (slope + _slope(D, trial, sigma_next, cond)) / 2
-            trial = x + (sigma_next - sigma) * slope
-        x = trial
+        x = _heun_step(D, x, sigma, sigma_next, cond)
         _report(callback, step, sigma_next, x)
     return x
 
@@ -238,7 +233,7 @@ def edm_stochastic(
             raised = sigma * (1 + gamma)
             x = x + noise_scale * math.sqrt(raised**2 - sigma**2) * noise()
             sigma = raised
-        x = heun(D, x, [sigma, sigma_next], cond)
+        x = _heun_step(D, x, sigma, sigma_next, cond)
         _report(callback, step, sigma_next, x)
     return x
 
@@ -322,6 +317,36 @@ def _noise(name: str, x, rng):
 def _mean_norm(x):
     xp = array_module(x)
     return xp.sqrt((x * x).reshape(len(x), -1).sum(axis=1)).mean()
+
+
+def invert(D, x, sigmas, cond=None, method: str = "heun"):
+    """The ODE followed upwards: from samples x at the least of the levels to the noise that leads
+    to them, at the greatest. `sigmas` rise, from above 0.
+
+    By the steps of "heun", or of "euler" (DDIM's inversion, Song et al. 2020, section 4.3).
+    Raises ValueError for other methods, and for levels that do not rise.
+    """
+    steps = {"heun": _heun_step, "euler": _euler_step}
+    if method not in steps:
+        raise ValueError(f"unknown method {method!r}: use one of {', '.join(steps)}")
+    falling = _steps(list(sigmas)[::-1])
+    if falling[-1][2] == 0:
+        raise ValueError("at level 0 there is no slope to follow: start above it")
+    for _, sigma_next, sigma in reversed(falling):
+        x = steps[method](D, x, sigma, sigma_next, cond)
+    return x
+
+
+def _euler_step(D, x, sigma: float, sigma_next: float, cond):
+    return x + (sigma_next - sigma) * _slope(D, x, sigma, cond)
+
+
+def _heun_step(D, x, sigma: float, sigma_next: float, cond):
+    slope = _slope(D, x, sigma, cond)
+    trial = x + (sigma_next - sigma) * slope
+    if sigma_next == 0:
+        return trial
+    return x + (sigma_next - sigma) * (slope + _slope(D, trial, sigma_next, cond)) / 2
 
 
 def _slope(D, x, sigma: float, cond):

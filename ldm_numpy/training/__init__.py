@@ -70,7 +70,7 @@ class Run:
         data: a folder of IDX files, or None for the embedded digits
         seed, device, threads: of all stages
         steps: overrides {stage: number of steps}
-        text_encoder: "frozen" or "joint", for the U-Net stage
+        options: overrides fields of the U-Net stage's configuration
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Run:
         device: str = "cpu",
         threads: int | None = None,
         steps: dict[str, int] | None = None,
-        text_encoder: str = UNET.text_encoder,
+        **options,
     ):
         self.folder, self.seed, self.device, self.threads = Path(folder), seed, device, threads
-        self.unet_config = dataclasses.replace(UNET, text_encoder=text_encoder)
+        self.unet_config = dataclasses.replace(UNET, **options)
         self.steps = steps or {}
         self.data = data
 
@@ -157,6 +157,7 @@ class Run:
                 padded_size=autoencoder.padded_size,
                 latent_size=autoencoder.padded_size // downsampling(autoencoder.network.config),
                 latent_scale=measured["latent_scale"],
+                objective=self.unet_config.objective,
             ),
             autoencoder.network,
             text_encoder.to(self.device),

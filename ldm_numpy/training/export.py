@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from .. import pipeline
+from .. import model_folder
 from ..pipeline import PipelineConfig
 from ..text import Tokenizer
 from .loop import finished
 
 # What training decides of a PipelineConfig. The rest is how to sample, and may change afterwards.
-TRAINED = ("image_size", "padded_size", "latent_size", "latent_scale", "sigma_data")
+TRAINED = ("image_size", "padded_size", "latent_size", "latent_scale", "sigma_data", "objective")
 
 
 def export(run: str | Path, out: str | Path) -> None:
@@ -42,7 +42,7 @@ def export(run: str | Path, out: str | Path) -> None:
         weights["text_encoder"] = averaged(arrays["clip"], "clip/text_model", ".")
     tokenizer = Tokenizer.load(run / "tokenizer.json")
     settings = PipelineConfig(**{name: options["unet"]["pipeline"][name] for name in TRAINED})
-    pipeline.save(out, weights, configs, tokenizer, settings)
+    model_folder.save(out, weights, configs, tokenizer, settings)
 
 
 def averaged(arrays: dict, network: str, separator: str = "/") -> dict:

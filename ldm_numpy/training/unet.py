@@ -9,7 +9,8 @@ import numpy as np
 from .. import images
 from ..backend import generator, to_device, to_host
 from ..data import captions, mnist
-from ..diffusion.denoiser import EDMDenoiser, edm_loss, edm_sigmas, stratified_normals
+from ..diffusion.denoiser import Denoiser, denoising_loss, edm_sigmas, stratified_normals
+from ..diffusion.objectives import OBJECTIVES, WEIGHTINGS, known
 from ..models.autoencoder import AutoencoderKL
 from ..models.clip import CLIPTextModel
 from ..models.unet import UNet, UNetConfig
@@ -29,6 +30,7 @@ class UNetStageConfig(StageConfig):
 
     P_mean, P_std: ln(sigma) of training is normal with these (Karras et al. 2022, Table 1)
     drop_condition: share of captions replaced by the empty one, for guidance (Ho and Salimans 2022)
+    objective, weighting: what the network is asked for, and what its errors count
     text_encoder: "frozen" as CLIP left it, as in Stable Diffusion; or "joint": trained along from
         there, as in the latent diffusion paper
     """
@@ -36,10 +38,14 @@ class UNetStageConfig(StageConfig):
     P_mean: float = -0.4
     P_std: float = 1.2
     drop_condition: float = 0.1
+    objective: str = "edm"
+    weighting: str = "target"
     text_encoder: str = "frozen"
 
     def __post_init__(self):
         super().__post_init__()
+        known("objective", self.objective, OBJECTIVES)
+        known("weighting", self.weighting, WEIGHTINGS)
         if self.text_encoder not in ("frozen", "joint"):
             raise ValueError(f"text_encoder must be 'frozen' or 'joint', not {self.text_encoder!r}")
 
@@ -78,7 +84,7 @@ class UNetStage(Stage):
             self.networks["text_encoder"] = text_encoder
         self.known_states: dict[str, np.ndarray] = {}  # of a frozen text encoder, (T, D)
         self.baselines = {"loss": 1.0}
-        self.denoiser = EDMDenoiser(self.network, settings.sigma_data)
+        self.denoiser = Denoiser(self.network, settings.sigma_data, settings.objective)
         self.pipeline = TextToImage(
             self.network, autoencoder, text_encoder, tokenizer, settings, device, threads
         )
@@ -124,7 +130,8 @@ class UNetStage(Stage):
 
         def loss(rows):
             cond = self.text_encoder(given[rows]) if self.learns_text else given[rows]
-            return [edm_loss(self.denoiser, clean[rows], sigma[rows], noise[rows], cond)]
+            arrays = clean[rows], sigma[rows], noise[rows]
+            return [denoising_loss(self.denoiser, *arrays, cond, config.weighting)]
 
         return shards.backward(loss, n, parameters)
 

@@ -1,0 +1,233 @@
+"""What else a text-to-image model can do: change a picture, fill a hole in it, walk between two.
+
+None of it needs training. All of it starts or steers the same sampling somewhere else:
+
+    image_to_image   from the picture, noised to a level in the middle
+    inpaint          with the known part put back after every step
+    interpolate      from noise, or for texts, between two
+    invert           backwards, from the picture to the noise that leads to it
+
+Names of arguments are those of diffusers. Pictures are PIL images of mode "L" and the model's size;
+one for all prompts, or one for each.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import numpy as np
+from PIL import Image
+
+from . import images
+from .backend import array_module, blas_threads, to_device
+from .diffusion.samplers import invert as invert_ode
+from .pipeline import TextToImage, texts_of, whole
+
+
+def image_to_image(
+    pipe: TextToImage,
+    prompt: str | Sequence[str],
+    image: Image.Image | Sequence[Image.Image],
+    *,
+    strength: float = 0.6,
+    num_images_per_prompt: int = 1,
+    **options,
+) -> list[Image.Image]:
+    """Pictures of the prompts that keep something of `image`.
+
+    Its latent is noised to the level after which int(strength num_inference_steps) steps are left,
+    and denoised from there: strength 0 changes nothing (but that the picture goes through the
+    autoencoder), 1 starts from noise of the highest level, which leaves little to be seen. With
+    the empty prompt, and several images a prompt, it draws variations.
+    Meng et al. 2022, "SDEdit".
+
+    `options` are those of a call of the pipeline. Raises ValueError for a strength outside 0 ... 1,
+    and for pictures that are no such pictures.
+    """
+    strength = checked_strength(strength)
+    prompts, pictures = repeated(pipe, prompt, image, num_images_per_prompt)
+    plan = pipe.plan(prompts, **options)
+    steps = len(plan.sigmas) - 1
+    first = steps - min(int(steps * strength + 1e-9), steps)
+    x = pipe.encode(pictures)
+    if first < steps:
+        x = plan.run(x + plan.sigmas[first] * plan.noise(), plan.sigmas[first:])
+    return images.to_pil(pipe.decode(x))
+
+
+def inpaint(
+    pipe: TextToImage,
+    prompt: str | Sequence[str],
+    image: Image.Image | Sequence[Image.Image],
+    mask_image: Image.Image,
+    *,
+    num_images_per_prompt: int = 1,
+    resamplings: int = 5,
+    **options,
+) -> list[Image.Image]:
+    """Pictures in which the white part of `mask_image` is drawn anew, as the prompt says, and the
+    black part is the picture's, pixel by pixel.
+
+    At every noise level the known part of the latent is the picture's, noised to that level. Alone
+    that gives halves that do not fit, for what is drawn knows nothing of what the known part will
+    be: so each step is taken `resamplings` times, noised back up in between, while both parts grow
+    to match. Lugmayr et al. 2022, "RePaint", Algorithm 1, with jumps of one step.
+
+    A cell of the latent is known if all of its pixels are. What the mask covers is never looked at.
+    Raises ValueError for a mask of another size or mode, or with other values than 0 and 255.
+    """
+    times = whole("inpaint", "resamplings", resamplings, at_least=1)
+    prompts, pictures = repeated(pipe, prompt, image, num_images_per_prompt)
+    hole = checked_mask(pipe, mask_image)  # (28, 28, 1)
+    plan = pipe.plan(prompts, **options)
+    callback, plan.callback, config = plan.callback, None, pipe.config
+    paper = np.where(hole, np.float32(-1), pictures)
+    covered = images.pad_to(np.where(hole, np.float32(1), -1)[None], config.padded_size) > 0
+    cell = config.padded_size // config.latent_size
+    cells = covered.reshape(1, config.latent_size, cell, config.latent_size, cell, 1)
+    known = to_device(~cells.any(axis=(2, 4)), pipe.device)  # (1, h, w, 1)
+    clean, xp = pipe.encode(paper), array_module(known)
+    x = plan.noise() * plan.sigmas[0]
+    for step, (sigma, sigma_next) in enumerate(zip(plan.sigmas, plan.sigmas[1:])):
+        for turn in range(times):
+            x = xp.where(known, clean + sigma * plan.noise("known", step, turn), x)
+            lower = plan.run(x, [sigma, sigma_next])
+            added = math.sqrt(sigma**2 - sigma_next**2)
+            x = lower + added * plan.noise("again", step, turn)
+        x = lower
+        if callback is not None:
+            callback(step, sigma_next, x)
+    drawn = np.where(hole, pipe.decode(xp.where(known, clean, x)), pictures)
+    return images.to_pil(drawn)
+
+
+def interpolate(
+    pipe: TextToImage,
+    prompt: str,
+    other_prompt: str | None = None,
+    *,
+    seed: int = 0,
+    other_seed: int | None = None,
+    frames: int = 8,
+    **options,
+) -> list[Image.Image]:
+    """Pictures on the way from one prompt and seed to another prompt, another seed, or both.
+
+    Text states on a straight line; noise on an arc (Shoemake 1985), where all lengths are those of
+    noise: in the middle of a line it would be too weak, by the root of two.
+    """
+    frames = whole("interpolate", "frames", frames, at_least=2)
+    second = seed if other_seed is None else whole("interpolate", "other_seed", other_seed, 0)
+    prompts = [prompt, prompt if other_prompt is None else other_prompt]
+    plan = pipe.plan([texts_of("prompt", p)[0] for p in prompts], seed=seed, **options)
+    xp, row = array_module(plan.cond), (1, *plan.shape[1:])
+    one = dataclasses.replace(plan, shape=row)
+    starts = [one.noise(), dataclasses.replace(one, seed=second).noise()]
+    found = []
+    for part in np.linspace(0, 1, frames):
+        # One at a time: a random sampler's noise is then the same for all.
+        cond = plan.cond[:1] * np.float32(1 - part) + plan.cond[1:] * np.float32(part)
+        frame = dataclasses.replace(one, cond=cond)
+        x = frame.run(slerp(*starts, float(part)) * plan.sigmas[0], plan.sigmas)
+        found.append(x)
+    return images.to_pil(pipe.decode(xp.concatenate(found)))
+
+
+def slerp(a, b, part: float):
+    """The point `part` of the way along the arc from a to b; a and b of one shape."""
+    xp = array_module(a)
+    cosine = float((a * b).sum() / xp.sqrt((a * a).sum() * (b * b).sum()))
+    angle = math.acos(min(max(cosine, -1.0), 1.0))
+    if angle < 1e-4:
+        return a * np.float32(1 - part) + b * np.float32(part)
+    weights = math.sin((1 - part) * angle), math.sin(part * angle)
+    return (a * np.float32(weights[0]) + b * np.float32(weights[1])) / np.float32(math.sin(angle))
+
+
+def invert(
+    pipe: TextToImage,
+    prompt: str | Sequence[str],
+    image: Image.Image | Sequence[Image.Image],
+    *,
+    num_inference_steps: int = 50,
+    method: str = "heun",
+    guidance_scale: float = 1.0,
+):
+    """The latents at the highest noise level from which sampling by `method` leads back to the
+    pictures: the ODE followed upwards. (N, h, w, C), an array on the device.
+
+    method: "heun", or "euler", which is DDIM's inversion (Song et al. 2020, section 4.3) and needs
+    many more steps. With guidance the way up is not the way down: its errors grow.
+    `reconstruct` goes back.
+    """
+    prompts, pictures = repeated(pipe, prompt, image, 1)
+    plan = pipe.plan(prompts, num_inference_steps=num_inference_steps, sampler=method,
+                     guidance_scale=guidance_scale)  # fmt: skip
+    with blas_threads(1):
+        return invert_ode(plan.D, pipe.encode(pictures), plan.sigmas[-2::-1], plan.cond, method)
+
+
+def reconstruct(
+    pipe: TextToImage,
+    prompt: str | Sequence[str],
+    latents,
+    *,
+    num_inference_steps: int = 50,
+    method: str = "heun",
+    guidance_scale: float = 1.0,
+):
+    """Latents of pictures (N, h, w, C), from what `invert` has found; `prompt` may be another."""
+    prompts = texts_of("prompt", prompt)
+    prompts = prompts * len(latents) if len(prompts) == 1 else prompts
+    plan = pipe.plan(prompts, num_inference_steps=num_inference_steps, sampler=method,
+                     guidance_scale=guidance_scale)  # fmt: skip
+    return plan.run(latents, plan.sigmas[:-1])
+
+
+# What is given -----------------------------------------------------------------------------
+
+
+def checked_strength(strength: float) -> float:
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= 1:
+        raise ValueError(f"strength must be a number in 0 ... 1, not {strength!r}")
+    return float(strength)
+
+
+def checked_picture(pipe: TextToImage, name: str, picture, modes=("L",)) -> Image.Image:
+    """The picture, if it is one of the model's size and of one of these modes."""
+    side = pipe.config.image_size
+    if not isinstance(picture, Image.Image):
+        raise ValueError(f"{name} must be a PIL image, not {type(picture).__name__}")
+    if picture.mode not in modes:
+        raise ValueError(
+            f'{name} has mode "{picture.mode}": convert it to "L", as image.convert("L")'
+        )
+    if picture.size != (side, side):
+        width, height = picture.size
+        raise ValueError(f"{name} has {width}x{height} pixels, the model's have {side}x{side}")
+    return picture
+
+
+def checked_mask(pipe: TextToImage, mask_image) -> np.ndarray:
+    """Where a mask is white, (28, 28, 1)."""
+    mask = np.asarray(checked_picture(pipe, "mask_image", mask_image, ("L", "1")).convert("L"))
+    if not np.isin(mask, (0, 255)).all():
+        raise ValueError("mask_image must be black (0, kept) and white (255, drawn anew), no grey")
+    return mask[:, :, None] == 255
+
+
+def repeated(pipe: TextToImage, prompt, image, count: int):
+    """Prompts and pictures (N, 28, 28, 1), `count` of the first prompt, then of the next."""
+    count = whole("call", "num_images_per_prompt", count, at_least=1)
+    prompts = texts_of("prompt", prompt)
+    given = [image] if isinstance(image, Image.Image) else image
+    if not isinstance(given, list | tuple) or not given:
+        raise ValueError(f"image must be a PIL image or a list of them, not {image!r}")
+    pixels = images.from_pil([checked_picture(pipe, "image", picture) for picture in given])
+    if len(given) != len(prompts):
+        if 1 not in (len(given), len(prompts)):
+            raise ValueError(f"{len(given)} pictures for {len(prompts)} prompts")
+        n = max(len(given), len(prompts))
+        prompts, pixels = prompts * (n // len(prompts)), np.repeat(pixels, n // len(given), axis=0)
+    return [p for p in prompts for _ in range(count)], np.repeat(pixels, count, axis=0)
