@@ -39,9 +39,11 @@ def machine() -> dict:
     if cpuinfo.is_file():
         named = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         processor = named[0].split(":")[1].strip() if named else processor
+    libraries = [i for i in threadpool_info() if i["user_api"] == "blas"]
+    libraries.sort(key=lambda i: "numpy" not in i["filepath"])  # SciPy brings another
     blas = next(
         (f"{i['internal_api']} {i['version']}, {i.get('architecture', 'unknown')} kernels"
-         for i in threadpool_info() if i["user_api"] == "blas"), "unknown BLAS",
+         for i in libraries), "unknown BLAS",
     )  # fmt: skip
     return {
         "processor": processor,
