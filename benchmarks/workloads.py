@@ -15,10 +15,10 @@ from ldm_numpy.diffusion.denoiser import edm_sigmas
 from ldm_numpy.model_folder import SHIPPED
 from ldm_numpy.models import autoencoder, clip, unet
 from ldm_numpy.text import Tokenizer
-from ldm_numpy.training.autoencoder import downsampling, images_side
+from ldm_numpy.training.autoencoder import images_side
 
 SIDE = images_side(autoencoder.MNIST)  # of the images the autoencoder sees
-LATENT = SIDE // downsampling(autoencoder.MNIST)
+LATENT = SIDE // autoencoder.MNIST.downsampling
 TOKENS = training.CONTEXT_LENGTH
 STAGES = {"unet": training.UNET, "autoencoder": training.AUTOENCODER, "clip": training.CLIP}
 PROMPT = "a bold seven leaning left"

@@ -1,11 +1,13 @@
 """What else a text-to-image model can do: change a picture, fill a hole in it, walk between two.
 
-None of it needs training. All of it starts or steers the same sampling somewhere else:
+None of it needs training, but for the classifier. All of it starts or steers the same sampling
+somewhere else:
 
-    image_to_image   from the picture, noised to a level in the middle
-    inpaint          with the known part put back after every step
-    interpolate      from noise, or for texts, between two
-    invert           backwards, from the picture to the noise that leads to it
+    image_to_image      from the picture, noised to a level in the middle
+    inpaint             with the known part put back after every step
+    interpolate         from noise, or for texts, between two
+    classifier_guided   to where a classifier sees what is wanted
+    invert              backwards, from the picture to the noise that leads to it
 
 Names of arguments are those of diffusers. Pictures are PIL images of mode "L" and the model's size;
 one for all prompts, or one for each.
@@ -21,8 +23,12 @@ from PIL import Image
 
 from . import images
 from .backend import array_module, blas_threads, to_device
+from .diffusion.guidance import EVERYWHERE, classifier_guide
 from .diffusion.samplers import invert as invert_ode
+from .models.classifier import NoisyClassifier
 from .pipeline import TextToImage, texts_of, whole
+
+EDIT_GUIDANCE = 5.0  # of image_to_image
 
 
 def image_to_image(
@@ -31,6 +37,7 @@ def image_to_image(
     image: Image.Image | Sequence[Image.Image],
     *,
     strength: float = 0.6,
+    guidance_scale: float | None = None,
     num_images_per_prompt: int = 1,
     **options,
 ) -> list[Image.Image]:
@@ -42,12 +49,14 @@ def image_to_image(
     the empty prompt, and several images a prompt, it draws variations.
     Meng et al. 2022, "SDEdit".
 
+    guidance_scale is 5 unless given: what is left of the picture pulls back to what it was.
     `options` are those of a call of the pipeline. Raises ValueError for a strength outside 0 ... 1,
     and for pictures that are no such pictures.
     """
     strength = checked_strength(strength)
+    scale = EDIT_GUIDANCE if guidance_scale is None else guidance_scale
     prompts, pictures = repeated(pipe, prompt, image, num_images_per_prompt)
-    plan = pipe.plan(prompts, **options)
+    plan = pipe.plan(prompts, guidance_scale=scale, **options)
     steps = len(plan.sigmas) - 1
     first = steps - min(int(steps * strength + 1e-9), steps)
     x = pipe.encode(pictures)
@@ -143,6 +152,34 @@ def slerp(a, b, part: float):
         return a * np.float32(1 - part) + b * np.float32(part)
     weights = math.sin((1 - part) * angle), math.sin(part * angle)
     return (a * np.float32(weights[0]) + b * np.float32(weights[1])) / np.float32(math.sin(angle))
+
+
+def classifier_guided(
+    pipe: TextToImage,
+    classifier: NoisyClassifier,
+    classes: Sequence[int],
+    *,
+    classifier_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = EVERYWHERE,
+    **options,
+) -> list[Image.Image]:
+    """A picture of each of the classes, of a model that is not told which: a classifier of noised
+    latents steers it (see `diffusion.classifier_guide`). Scale 0 draws anything.
+
+    The classifier is the network "noisy_classifier" of a model folder, where `train noisy` has made
+    one: `model_folder.load_network`.
+    """
+    given, last = np.asarray(classes), classifier.config.num_classes - 1
+    whole_numbers = given.ndim == 1 and given.size and given.dtype.kind in "iu"
+    if not (whole_numbers and given.min() >= 0 and given.max() <= last):
+        raise ValueError(f"classes must be a list of whole numbers 0 ... {last}, not {classes!r}")
+    plan = pipe.plan([""] * len(given), guidance_scale=1.0, **options)
+
+    def log_probability(x, sigma, cond):
+        return classifier.log_probability(x, sigma, given)
+
+    plan.D = classifier_guide(plan.D, log_probability, classifier_scale, guidance_interval)
+    return images.to_pil(pipe.decode(plan.run(plan.noise() * plan.sigmas[0], plan.sigmas)))
 
 
 def invert(

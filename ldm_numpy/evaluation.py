@@ -23,6 +23,7 @@ from .metrics import (
     zero_shot_accuracy,
 )
 from .parallel import Shards
+from .pixel_likelihood import checked_pixel_model, digit_bits, histogram_bits
 
 PER_COMBINATION = 22  # samples of each of the 90 full combinations
 FRECHET_SAMPLES = 2000  # set against the other 8,000 test digits
@@ -71,6 +72,7 @@ def evaluate(
     guidance_scale: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
     seed: int = SEED,
+    likelihood: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Measure a model folder; returns numbers by name (see BANDS for their meaning).
@@ -81,6 +83,7 @@ def evaluate(
         per_combination, frechet_samples: how many samples; fewer are quicker and less certain
         guidance_scale, guidance_interval: instead of the model's own defaults
         seed: of the samples; settings must not be tuned on the seed that is reported
+        likelihood: how many test digits' bits per dimension; only of a model of pixels
         say: called with a line before each part that takes time
     """
     pipeline.whole("evaluate", "per_combination", per_combination, at_least=1)
@@ -88,6 +91,8 @@ def evaluate(
     pipeline.whole("evaluate", "seed", seed, at_least=0)
     folder = model_folder.find_model(model)
     pipe = model_folder.load(folder, device, threads)
+    if pipeline.whole("evaluate", "likelihood", likelihood, at_least=0):
+        checked_pixel_model(pipe)
     judge = Judge(folder, pipe.device, threads)
     scale = pipe.config.guidance_scale if guidance_scale is None else guidance_scale
     if not np.isfinite(scale):
@@ -144,6 +149,14 @@ def evaluate(
     floor = frechet_floor(real_features, frechet_samples, FRECHET_SHUFFLES, rng)
     metrics["frechet_floor"] = floor
     metrics["frechet_ratio"] = metrics["frechet_distance"] / floor if floor else float("nan")
+    if likelihood:
+        some = generator(seed, "likelihood").permutation(len(pictures))[:likelihood]
+        say(f"solving for the likelihood of {len(some):,} test digits")
+        bits = digit_bits(pipe, pictures[some], seed)
+        metrics["bits_per_dimension"] = float(bits.mean())
+        metrics["bits_standard_error"] = float(bits.std(ddof=1) / len(bits) ** 0.5)
+        plain = histogram_bits(mnist.load("train", data)[0], pictures[some])
+        metrics["bits_of_histograms"] = float(plain.mean())
     return metrics
 
 
@@ -250,6 +263,11 @@ def verdict(metrics: dict) -> list[str]:
         )
         lines.append(_line(band, metrics))
     lines.append(f"     {'CLIP score of the samples':32} {metrics['clip_score']:8.4f}")
+    if "bits_per_dimension" in metrics:
+        spread = f"standard error {metrics['bits_standard_error']:.4f}"
+        plain = f"{metrics['bits_of_histograms']:.4f} by each pixel's histogram"
+        bits = metrics["bits_per_dimension"]
+        lines.append(f"     {'bits per dimension':32} {bits:8.4f}   {spread}; {plain}")
     return lines
 
 

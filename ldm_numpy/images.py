@@ -13,14 +13,15 @@ FONT_SIZE = 12
 
 
 def to_pil(images) -> list[Image.Image]:
-    """Images (N, H, W, 1) in [-1, 1] as N pictures of mode "L"; what lies outside is clipped."""
+    """Images (N, H, W, 1) or (N, H, W, 3) in [-1, 1] as N pictures of mode "L" or "RGB"; what lies
+    outside is clipped."""
     array = to_host(images)
-    if array.ndim != 4 or array.shape[3] != 1:
-        raise ValueError(f"images must be (N, H, W, 1), not {array.shape}")
+    if array.ndim != 4 or array.shape[3] not in (1, 3):
+        raise ValueError(f"images must be (N, H, W, 1) or (N, H, W, 3), not {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError("images hold NaN or infinity: there is nothing to draw")
-    pixels = np.clip(np.rint((array[..., 0] + 1.0) * 127.5), 0, 255)  # (N, H, W)
-    return [Image.fromarray(one) for one in pixels.astype(np.uint8)]
+    pixels = np.clip(np.rint((array + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in pixels]
 
 
 def from_pil(pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -37,7 +38,7 @@ def grid(
     labels: Sequence[str] | None = None,
     row_labels: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Images (N, H, W, 1) in rows of `columns`, each pixel a square of `scale`.
+    """Images (N, H, W, 1 or 3) in rows of `columns`, each pixel a square of `scale`.
 
     `labels` (N of them) are written under the cells, `row_labels` (one a row) to the left, broken
     into lines. Raises ValueError where sizes or counts do not fit.
@@ -60,8 +61,11 @@ def grid(
     caption_height = line * max((len(lines) for lines in under), default=0)
     margin = max((int(font.getlength(text)) + 5 for lines in left for text in lines), default=0)
     step_x, step_y = width + padding, height + caption_height + padding
-    canvas = Image.new("L", (margin + columns * step_x + padding, rows * step_y + padding), PAPER)
+    size = (margin + columns * step_x + padding, rows * step_y + padding)
+    grey = cells[0].mode == "L"
+    canvas = Image.new(cells[0].mode, size, PAPER if grey else (PAPER,) * 3)
     pen = ImageDraw.Draw(canvas)
+    ink = LABEL if grey else (LABEL,) * 3
     for i, cell in enumerate(cells):
         row, column = divmod(i, columns)
         x, y = margin + padding + column * step_x, padding + row * step_y
@@ -69,12 +73,22 @@ def grid(
         if under:
             for k, text in enumerate(under[i]):
                 centred = x + (width - font.getlength(text)) / 2
-                pen.text((centred, y + height + k * line), text, LABEL, font)
+                pen.text((centred, y + height + k * line), text, ink, font)
         if left and column == 0:
             top = y + max(0, (height - line * len(left[row])) // 2)
             for k, text in enumerate(left[row]):
-                pen.text((padding + 1, top + k * line), text, LABEL, font)
+                pen.text((padding + 1, top + k * line), text, ink, font)
     return canvas
+
+
+def heated(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 1) in [-1, 1] with heat (H, W) in 0 ... 1 over it: (H, W, 3) in [-1, 1].
+
+    Heat glows from black over red and yellow to white.
+    """
+    glow = np.stack([3 * heat, 3 * heat - 1, 3 * heat - 2], axis=-1).clip(0, 1)
+    mixed = 0.4 * (image + 1) / 2 + 0.6 * glow
+    return (2 * mixed - 1).astype(np.float32)
 
 
 def strip(

@@ -13,8 +13,8 @@ import numpy as np
 
 from . import checkpoint
 from .backend import choose_device
-from .models.autoencoder import AutoencoderConfig, AutoencoderKL
-from .models.classifier import Classifier, ClassifierConfig
+from .models.autoencoder import AutoencoderConfig, AutoencoderKL, PixelSpace, PixelSpaceConfig
+from .models.classifier import Classifier, ClassifierConfig, NoisyClassifier
 from .models.clip import CLIP, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 from .models.unet import UNet, UNetConfig
 from .nn import Module
@@ -27,11 +27,13 @@ SHIPPED = Path(__file__).parent / "weights"
 BUILDERS: dict[str, Callable[[dict], Module]] = {
     "unet": lambda c: UNet(UNetConfig(**c)),
     "autoencoder": lambda c: AutoencoderKL(AutoencoderConfig(**c)),
+    "pixel_space": lambda c: PixelSpace(PixelSpaceConfig(**c)),
     "text_encoder": lambda c: CLIPTextModel(CLIPTextConfig(**c)),
     "clip": lambda c: CLIP(
         CLIPTextConfig(**c["text"]), CLIPVisionConfig(**c["vision"]), c["projection_dim"]
     ),
     "reader": lambda c: Classifier(ClassifierConfig(**c)),
+    "noisy_classifier": lambda c: NoisyClassifier(ClassifierConfig(**c)),
 }
 
 
@@ -46,7 +48,7 @@ def load(
     device = choose_device(device)
     folder = find_model(path)
     config = read_config(folder)
-    names = ("unet", "autoencoder", "text_encoder")
+    names = ("unet", "pixel_space" if "pixel_space" in config else "autoencoder", "text_encoder")
     unet, autoencoder, text_encoder = (load_network(folder, config, n, device) for n in names)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     text = text_encoder.config
@@ -62,11 +64,10 @@ def load(
     if "pipeline" not in config:
         raise ValueError(f"{folder / 'config.json'} does not say how to join the networks")
     settings = _build(folder, lambda c: PipelineConfig(**c), config["pipeline"])
-    factor = autoencoder.config.patch_size * 2 ** (len(autoencoder.config.block_out_channels) - 1)
     for what, ours, theirs in (
         (
             "the latent's side times the autoencoder's factor",
-            settings.latent_size * factor,
+            settings.latent_size * autoencoder.config.downsampling,
             settings.padded_size,
         ),
         ("the U-Net's in_channels", unet.config.in_channels, autoencoder.config.latent_channels),
@@ -109,6 +110,8 @@ def load_network(folder: Path, config: dict, name: str, device: str = "cpu") -> 
     if name not in config:
         raise ValueError(f"{folder / 'config.json'} describes no {name}")
     network = _build(folder, BUILDERS[name], config[name])
+    if not network.count_parameters():
+        return network
     path = folder / f"{name}.safetensors"
     arrays, _ = checkpoint.load(path)
     try:

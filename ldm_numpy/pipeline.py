@@ -20,7 +20,7 @@ from .diffusion.guidance import checked_interval, guide
 from .diffusion.objectives import OBJECTIVES, known
 from .diffusion.samplers import SAMPLERS, ddim
 from .diffusion.schedules import SCHEDULES
-from .models.autoencoder import AutoencoderKL
+from .models.autoencoder import AutoencoderKL, PixelSpace
 from .models.clip import CLIPTextModel
 from .models.unet import UNet
 from .parallel import Shards
@@ -105,7 +105,7 @@ class TextToImage:
     def __init__(
         self,
         unet: UNet,
-        autoencoder: AutoencoderKL,
+        autoencoder: AutoencoderKL | PixelSpace,
         text_encoder: CLIPTextModel,
         tokenizer: Tokenizer,
         config: PipelineConfig,

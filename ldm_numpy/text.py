@@ -140,6 +140,15 @@ class Tokenizer:
         ids = [i for piece in split(text) for i in self._piece_ids(piece)]
         return [self.start_token, *ids, self.end_token]
 
+    def words(self, text: str) -> list[tuple[str, slice]]:
+        """The words of a text and where each has its tokens, as far as the context reaches."""
+        found, end = [], 1  # after the start token
+        for piece in split(text):
+            start, end = end, end + len(self._piece_ids(piece))
+            if end < self.context_length:
+                found.append((piece, slice(start, end)))
+        return found
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; start and end stand for nothing, bytes that are no UTF-8 for U+FFFD."""
         ids = [int(i) for i in ids]

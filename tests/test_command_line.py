@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from ldm_numpy import backend, model_folder
-from ldm_numpy.__main__ import describe, main, same_settings
+from ldm_numpy.__main__ import main
+from ldm_numpy.commands import describe, same_settings
 from ldm_numpy.data import mnist
 from ldm_numpy.models.clip import MNIST_TEXT, CLIPTextModel
 
@@ -41,6 +42,103 @@ def test_trajectory_writes_a_strip_and_an_animation(tmp_path):
         assert animation.n_frames == 5
 
 
+def test_attention_writes_a_map_a_word(tmp_path, capsys):
+    maps = tmp_path / "maps.png"
+    arguments = ["sample", "a thin 3", "seven", "--num-images-per-prompt", "2", "--seed", "4"]
+    arguments += ["--num-inference-steps", "3", "--out", str(tmp_path / "s.png")]
+    assert main([*arguments, "--attention", str(maps), "--device", "cpu"]) == 0
+    assert f"wrote {maps}" in capsys.readouterr().out
+    with Image.open(maps) as figure, Image.open(tmp_path / "s.png") as samples:
+        assert figure.mode == "RGB" and figure.width > 4 * 112 and figure.height > 2 * 112
+        # The second row begins with the first sample of the second prompt.
+        top = 2 + (figure.height - 2) // 2
+        cell = np.asarray(figure.convert("L"))[top::4, 2::4][:28, :28]
+        wanted = np.asarray(samples)[2 + 114 :: 4, samples.width - 2 * 114 :: 4][:28, :28]
+        assert np.abs(cell.astype(int) - wanted).max() <= 1 and wanted.max() > 200
+
+
+@pytest.fixture
+def seven(tmp_path):
+    """A test digit and the mask of its lower half, as files: one grey, one of mode "1"."""
+    Image.fromarray(mnist.load("test")[0][0]).save(tmp_path / "seven.png")
+    hole = np.zeros((28, 28), bool)
+    hole[14:] = True
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    return tmp_path / "seven.png"
+
+
+def test_edit_changes_a_picture(seven, tmp_path, capsys):
+    out = tmp_path / "new" / "edited.png"
+    arguments = ["edit", "a bold seven leaning left", "a 7", "--image", str(seven)]
+    arguments += ["--num-images-per-prompt", "3", "--num-inference-steps", "6", "--device", "cpu"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert f"wrote {out}" in capsys.readouterr().out
+    first = out.read_bytes()
+    assert main([*arguments, "--strength", "0.6", "--out", str(out)]) == 0
+    assert out.read_bytes() == first  # the default
+    assert main([*arguments, "--strength", "1", "--out", str(out)]) == 0
+    assert out.read_bytes() != first
+
+
+def test_edit_fills_a_hole_and_keeps_the_rest(seven, tmp_path):
+    out = tmp_path / "filled.png"
+    arguments = ["edit", "a seven", "--image", str(seven), "--num-images-per-prompt", "2"]
+    arguments += ["--mask-image", str(tmp_path / "hole.png"), "--num-inference-steps", "5"]
+    assert main([*arguments, "--out", str(out), "--device", "cpu"]) == 0
+    with Image.open(seven) as given, Image.open(out) as grid:
+        cells = np.asarray(grid)[2::4, -(2 * 114) :: 4]  # each pixel is a square of 4, then 2 paper
+        given = np.asarray(given)
+        assert np.array_equal(cells[:14, :28], given[:14])
+        assert not np.array_equal(cells[14:28, :28], given[14:])
+
+
+def test_interpolate_writes_a_strip_and_an_animation(tmp_path, capsys):
+    out = tmp_path / "walk.png"
+    arguments = ["interpolate", "a thin three", "a bold eight", "--other-seed", "3"]
+    arguments += ["--frames", "5", "--num-inference-steps", "4", "--out", str(out)]
+    arguments += ["--device", "cpu"]
+    assert main(arguments) == 0
+    assert str(out) in capsys.readouterr().out
+    with Image.open(out) as strip, Image.open(out.with_suffix(".gif")) as animation:
+        assert strip.width > 5 * 28 * 2 and strip.height < 3 * 28
+        assert animation.n_frames == 8  # there and back
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--image", "nowhere.png"], ["nowhere.png", "does not exist"]),
+        (["--image", "TEXT"], ["cannot be read as a picture"]),
+        (["--image", "LARGE"], ["image has 32x28 pixels", "28x28"]),
+        (["--image", "COLOUR"], ['mode "RGB"', 'convert("L")']),
+        (["--image", "SEVEN", "--strength", "1.5"], ["strength", "0 ... 1", "1.5"]),
+        (["--image", "SEVEN", "--strength", "-0.1"], ["strength", "-0.1"]),
+        (["--image", "SEVEN", "--strength", "nan"], ["strength", "nan"]),
+        (["--image", "SEVEN", "--mask-image", "nowhere.png"], ["nowhere.png", "does not exist"]),
+        (["--image", "SEVEN", "--mask-image", "LARGE"], ["mask_image has 32x28 pixels"]),
+        (["--image", "SEVEN", "--mask-image", "COLOUR"], ["mask_image", 'mode "RGB"']),
+        (["--image", "SEVEN", "--mask-image", "SEVEN"], ["mask_image", "no grey"]),
+        (["--image", "SEVEN", "--mask-image", "HOLE", "--strength", "0.5"], ["--strength"]),
+        (["--image", "SEVEN", "--sampler", "magic"], ["unknown sampler 'magic'", "heun"]),
+        (["--image", "SEVEN", "--schedule", "magic"], ["unknown schedule 'magic'", "karras"]),
+        (["--image", "SEVEN", "--out", "edited.jpg"], ["edited.jpg", ".png"]),
+    ],
+)
+def test_edit_refuses(arguments, words, seven, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("L", (32, 28)).save(tmp_path / "large.png")
+    Image.new("RGB", (28, 28)).save(tmp_path / "colour.png")
+    files = {"SEVEN": "seven.png", "HOLE": "hole.png", "TEXT": "text.png", "LARGE": "large.png",
+             "COLOUR": "colour.png"}  # fmt: skip
+    arguments = [files.get(a, a) for a in arguments]
+    assert main(["edit", "a seven", *arguments, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    for word in words:
+        assert word in error
+
+
 def test_sample_is_reproducible_and_seeds_differ(tmp_path):
     def draw(name, seed):
         out = tmp_path / name
@@ -69,7 +167,7 @@ def test_info_prints_every_network_by_depth(capsys):
     shallow = capsys.readouterr().out
     assert main(["info", "--depth", "3"]) == 0
     deep = capsys.readouterr().out
-    for name in model_folder.BUILDERS:
+    for name in ("unet", "autoencoder", "clip", "text_encoder", "reader"):
         assert f"{name} (" in shallow
     assert "down_blocks (" in shallow and "resnets" not in shallow
     assert "resnets (" in deep and len(deep) > 3 * len(shallow)
@@ -123,7 +221,20 @@ def below_a_file(tmp_path):
         (["train", "--data", "no/such/data"], ["no/such/data", "does not exist"]),
         (["train", "unet"], ["perceptual", "train it first"]),
         (["sample", "3", "--out", "s.jpg"], ["s.jpg", ".png"]),
-        (["sample", "3", "--out", "s.png", "--trajectory", "s.png"], ["both name", "s.png"]),
+        (["sample", "3", "--out", "s.png", "--trajectory", "s.png"], ["different files"]),
+        (["sample", "3", "--out", "s.png", "--attention", "./s.png"], ["different files"]),
+        (["sample", "3", "--attention", "s.jpg"], ["s.jpg", ".png"]),
+        (["sample", "3", "--schedule", "magic"], ["unknown schedule 'magic'", "karras"]),
+        (["sample", "3", "--eta", "0.5"], ["eta", "ddim"]),
+        (["sample", "3", "--guidance-rescale", "2"], ["guidance_rescale", "0 ... 1"]),
+        (["interpolate", "3", "8", "--frames", "1"], ["frames", "1"]),
+        (["interpolate", "3", "8", "--other-seed", "-1"], ["other_seed", "-1"]),
+        (["interpolate", "3", "8", "--out", "w.gif"], ["w.gif", ".png"]),
+        (["train", "unet", "--objective", "magic"], ["unknown objective 'magic'", "epsilon"]),
+        (["train", "unet", "--weighting", "magic"], ["unknown weighting 'magic'", "min_snr"]),
+        (["train", "pixel"], ["reader", "train it first"]),
+        (["evaluate", "--likelihood", "200"], ["model of pixels"]),
+        (["evaluate", "--likelihood", "-1"], ["likelihood", "-1"]),
         (["sample", "3", "--sampler", ""], ["unknown sampler ''"]),
         (["sample", "3", "--out", "x" * 300 + ".png"], ["xxx"]),
         (["evaluate", "--guidance-scale", "nan"], ["guidance_scale", "nan"]),

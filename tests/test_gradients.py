@@ -30,7 +30,7 @@ from ldm_numpy.ops.activation import (
 )
 from ldm_numpy.ops.attention import Attention
 from ldm_numpy.ops.conv import Conv2d
-from ldm_numpy.ops.embedding import Embedding
+from ldm_numpy.ops.embedding import Embedding, FourierFeatures
 from ldm_numpy.ops.linear import Linear
 from ldm_numpy.ops.loss import ContrastiveLoss, GaussianKL, MSELoss, SoftmaxCrossEntropy
 from ldm_numpy.ops.norm import GroupNorm, LayerNorm
@@ -263,6 +263,10 @@ CASES: dict[type[Function], dict[str, Case]] = {
         "without bias": conv_case(image=(5, 8, 8, 16), out=1, padding=1, bias=False),
     },
     Embedding: {"": Case(lambda w: ops.embedding(w, IDS), normal((5, 3)))},
+    FourierFeatures: {
+        "": Case(lambda x: ops.fourier_features(x, (0, 1, 3)), normal((2, 3, 2))),
+        "none": Case(lambda x: ops.fourier_features(x, ()), normal((2, 3))),
+    },
     MSELoss: {
         "": Case(lambda x: ops.mse_loss(x, like(TARGET, x)), normal((2, 3, 4))),
         "weight": Case(

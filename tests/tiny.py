@@ -9,7 +9,12 @@ import numpy as np
 from ldm_numpy import training
 from ldm_numpy.data import captions, mnist
 from ldm_numpy.diffusion.guidance import EVERYWHERE
-from ldm_numpy.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from ldm_numpy.models.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    PixelSpace,
+    PixelSpaceConfig,
+)
 from ldm_numpy.models.classifier import Classifier, ClassifierConfig
 from ldm_numpy.models.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 from ldm_numpy.models.unet import UNet, UNetConfig
@@ -21,11 +26,14 @@ from ldm_numpy.training.classifier import ClassifierStage
 from ldm_numpy.training.clip import CLIPStage, train_tokenizer
 from ldm_numpy.training.dataset import Digits
 from ldm_numpy.training.loop import Stage, StageConfig
+from ldm_numpy.training.noisy import NoisyClassifierStage, NoisyStageConfig
+from ldm_numpy.training.pixel import PixelStage, pixel_moments
 from ldm_numpy.training.unet import UNetStage, UNetStageConfig
 
 CLASSIFIER = ClassifierConfig(
     block_out_channels=(4, 8), layers_per_block=0, embedding_dim=8, norm_num_groups=2
 )
+NOISY = dataclasses.replace(CLASSIFIER, in_channels=5, image_size=8, patch_size=1)
 AUTOENCODER = AutoencoderConfig(
     in_channels=1,
     out_channels=1,
@@ -61,7 +69,10 @@ UNET = UNetConfig(
     cross_attention_dim=16,
     norm_num_groups=4,
 )
+PIXEL = dataclasses.replace(UNET, fourier_exponents=(1, 3))
+PIXEL_SPACE = PixelSpaceConfig()
 SETTINGS = PipelineConfig(num_inference_steps=2, guidance_interval=EVERYWHERE)
+PIXEL_SETTINGS = dataclasses.replace(SETTINGS, padded_size=28, latent_size=14)
 CONTEXT_LENGTH = 12
 
 # A batch of 20 in shards of 8 leaves an uneven last one of 4.
@@ -73,7 +84,7 @@ STEPS = {
     "checkpoint_every": 3,
     "sample_every": 6,
 }
-KINDS = ("classifier", "autoencoder", "clip", "unet-frozen", "unet-joint")
+KINDS = ("classifier", "autoencoder", "clip", "unet-frozen", "unet-joint", "pixel", "noisy")
 
 
 @lru_cache(maxsize=2)
@@ -118,6 +129,18 @@ def text_to_image(threads: int | None = 1) -> TextToImage:
     )
 
 
+def pixel_model() -> TextToImage:
+    """As `text_to_image`, of pixels."""
+    return TextToImage(
+        randomise(UNet(PIXEL), 1),
+        PixelSpace(dataclasses.replace(PIXEL_SPACE, mean=-0.7)),
+        randomise(CLIPTextModel(text_config()), 3),
+        tokenizer(),
+        dataclasses.replace(PIXEL_SETTINGS, latent_scale=1.6),
+        threads=1,
+    )
+
+
 def stage(kind: str, seed: int = 0, threads: int | None = 1, **options) -> Stage:
     """A small stage of one of KINDS, with the optimizer it has in earnest; `options` change its
     configuration."""
@@ -131,17 +154,20 @@ def stage(kind: str, seed: int = 0, threads: int | None = 1, **options) -> Stage
     if kind == "clip":
         config = StageConfig(**options)
         return CLIPStage(TEXT, VISION, PROJECTION_DIM, config, tokenizer(), train, test, seed)
-    return UNetStage(
-        UNET,
-        UNetStageConfig(text_encoder=kind.removeprefix("unet-"), **{"optimizer": "muon"} | options),
-        SETTINGS,
-        AutoencoderKL(AUTOENCODER, seed=5),
-        CLIPTextModel(text_config(), seed=5),
-        tokenizer(),
-        train,
-        seed,
-        threads=threads,
-    )
+    options = {"optimizer": "muon"} | options
+    if kind == "noisy":
+        arguments = NOISY, NoisyStageConfig(**options), AutoencoderKL(AUTOENCODER, seed=5)
+        return NoisyClassifierStage(*arguments, 32, 0.8, train, seed)
+    text = CLIPTextModel(text_config(), seed=5), tokenizer()
+    if kind == "pixel":
+        mean, deviation = pixel_moments(train)
+        settings = dataclasses.replace(PIXEL_SETTINGS, latent_scale=1 / deviation)
+        space = dataclasses.replace(PIXEL_SPACE, mean=mean)
+        arguments = PIXEL, UNetStageConfig(**options), settings, PixelSpace(space)
+        return PixelStage(*arguments, *text, train, seed, threads=threads)
+    config = UNetStageConfig(text_encoder=kind.removeprefix("unet-"), **options)
+    arguments = UNET, config, SETTINGS, AutoencoderKL(AUTOENCODER, seed=5)
+    return UNetStage(*arguments, *text, train, seed, threads=threads)
 
 
 def run_all(monkeypatch, folder: Path, **options) -> training.Run:
@@ -154,12 +180,16 @@ def run_all(monkeypatch, folder: Path, **options) -> training.Run:
         (training.clip_models, "MNIST_TEXT", TEXT),
         (training.clip_models, "MNIST_VISION", VISION),
         (training.clip_models, "MNIST_PROJECTION_DIM", PROJECTION_DIM),
+        (training.classifier_models, "NOISY", NOISY),
         (training.unet_models, "MNIST", UNET),
+        (training.unet_models, "PIXEL", PIXEL),
         (training, "PERCEPTUAL", StageConfig(**STEPS)),
         (training, "READER", StageConfig(**STEPS)),
         (training, "AUTOENCODER", AutoencoderStageConfig(**STEPS, optimizer="muon")),
         (training, "CLIP", StageConfig(**STEPS)),
         (training, "UNET", UNetStageConfig(**STEPS, optimizer="muon")),
+        (training, "PIXEL", UNetStageConfig(**STEPS, optimizer="muon")),
+        (training, "NOISY", NoisyStageConfig(**STEPS)),
         (training, "CONTEXT_LENGTH", CONTEXT_LENGTH),
         (training, "PipelineConfig", partial(PipelineConfig, num_inference_steps=3)),
     ]:

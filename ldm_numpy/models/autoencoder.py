@@ -50,6 +50,11 @@ class AutoencoderConfig:
                 "AutoencoderConfig: layers_per_block, latent_channels and patch_size start at 1"
             )
 
+    @property
+    def downsampling(self) -> int:
+        """Pixels of the image a latent pixel stands for, along one side."""
+        return self.patch_size * 2 ** (len(self.block_out_channels) - 1)
+
 
 SD15 = AutoencoderConfig()
 MNIST = AutoencoderConfig(
@@ -196,3 +201,45 @@ class AutoencoderKL(Module):
             raise ValueError(
                 f"AutoencoderKL: {what} of shape {x.shape}; expected (N, H, W, {channels})"
             )
+
+
+@dataclass(frozen=True)
+class PixelSpaceConfig:
+    """channels of the image; patch_size: side of the squares of pixels that become channels; mean:
+    of all pixels, which is taken away, for a network wants numbers about zero."""
+
+    channels: int = 1
+    patch_size: int = 2
+    mean: float = 0.0
+
+    def __post_init__(self):
+        if min(self.channels, self.patch_size) < 1:
+            raise ValueError("PixelSpaceConfig: channels and patch_size start at 1")
+
+    @property
+    def latent_channels(self) -> int:
+        return self.channels * self.patch_size**2
+
+    @property
+    def downsampling(self) -> int:
+        return self.patch_size
+
+
+class PixelSpace(Module):
+    """What stands in the autoencoder's place in a model of pixels: "latents" are the pixels
+    themselves, only in another order, because a U-Net at full resolution is slow on a CPU.
+
+    It has no parameters, loses nothing, and leaves likelihoods as they are.
+    """
+
+    def __init__(self, config: PixelSpaceConfig):
+        self.config = config
+
+    def encode(self, images) -> tuple[Tensor, Tensor]:
+        """(N, H, W, C) -> (N, H / p, W / p, p p C), and its log-variance: none to speak of."""
+        latents = ops.space_to_depth(images, self.config.patch_size) - self.config.mean
+        return latents, latents * 0 - 30.0
+
+    def decode(self, latents) -> Tensor:
+        """The inverse of `encode`."""
+        return ops.depth_to_space(latents + self.config.mean, self.config.patch_size)

@@ -4,9 +4,12 @@ architecture, reads the samples, so that no network is judged by the one it was 
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from .. import ops
+from ..backend import array_module
 from ..nn import Conv2d, GroupNorm, Linear, Module, ModuleList
-from ..tensor import Tensor
+from ..tensor import Tensor, concatenate
 from .blocks import ResnetBlock2D
 
 
@@ -66,6 +69,9 @@ class ClassifierConfig:
 
 PERCEPTUAL = ClassifierConfig(block_out_channels=(32, 64), residual=False)
 READER = ClassifierConfig(block_out_channels=(32, 64), residual=True, pool=7, embedding_dim=128)
+NOISY = ClassifierConfig(  # of latents, 8x8x4
+    in_channels=5, image_size=8, patch_size=1, block_out_channels=(48, 64), pool=4, embedding_dim=64
+)
 
 
 class ConvBlock(Module):
@@ -131,3 +137,29 @@ class Classifier(Module):
 
     def forward(self, images) -> Tensor:
         return self.head(self.embed(images))
+
+
+class NoisyClassifier(Classifier):
+    """log p(class | x; sigma), of latents that hold noise: a Classifier whose input has one channel
+    more, which says how much. Its configuration's in_channels counts that one too.
+
+    Dhariwal and Nichol 2021, "Diffusion models beat GANs on image synthesis", section 4.1.
+    """
+
+    def forward(self, x, sigma) -> Tensor:
+        """Logits (N, classes) of scaled latents x (N, H, W, C), Tensor or array, at noise levels
+        sigma, an array (N,)."""
+        xp = array_module(sigma)
+        level = sigma[:, None, None, None]  # (N, 1, 1, 1)
+        channel = xp.broadcast_to(xp.log(level) / 4, (*x.shape[:3], 1))
+        scaled = x / xp.sqrt(level**2 + 1)  # of variance 1, as the clean latents
+        return super().forward(concatenate([scaled, channel], axis=-1))
+
+    def log_probability(self, x, sigma, classes) -> Tensor:
+        """log p(classes | x; sigma) (N,) in nats, for classes (N,), as `classifier_guide` asks."""
+        xp, n = array_module(x.data), len(x)
+        levels = xp.broadcast_to(xp.asarray(sigma, dtype=x.dtype), (n,))
+        logits = self(x, levels)
+        logits = logits - logits.data.max(axis=1, keepdims=True)
+        chosen = logits[np.arange(n), classes]
+        return chosen - logits.exp().sum(axis=1).log()

@@ -12,6 +12,7 @@ from .. import ops
 from ..backend import array_module
 from ..nn import Conv2d, GroupNorm, Linear, Module, ModuleList
 from ..tensor import Tensor, concatenate
+from .autoencoder import PixelSpaceConfig
 from .blocks import (
     Downsample2D,
     Recorder,
@@ -38,9 +39,11 @@ class UNetConfig:
     cross_attention_dim: int = 768
     transformer_layers_per_block: int = 1
     norm_num_groups: int = 32
+    fourier_exponents: tuple[int, ...] = ()  # ours, for pixels: see ops.fourier_features
 
     def __post_init__(self):
         # JSON gives lists
+        object.__setattr__(self, "fourier_exponents", tuple(self.fourier_exponents))
         object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
         object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
         levels = len(self.block_out_channels)
@@ -75,6 +78,16 @@ MNIST = UNetConfig(
     cross_attention_dim=64,
     norm_num_groups=16,
 )
+PIXEL = UNetConfig(  # of 28x28 pixels as 14x14 squares: 14 -> 7, where it attends
+    block_out_channels=(48, 64),
+    attention_levels=(False, True),
+    layers_per_block=1,
+    attention_head_dim=4,
+    cross_attention_dim=64,
+    norm_num_groups=16,
+    fourier_exponents=(2, 4, 6),
+)
+PIXEL_SPACE = PixelSpaceConfig()
 
 
 def timestep_embedding(timestep, dim: int):
@@ -181,7 +194,8 @@ class UNet(Module):
         widths = config.block_out_channels
         first, last = widths[0], len(widths) - 1
 
-        self.conv_in = Conv2d(config.in_channels, first, 3, padding=1)
+        waves = 1 + 2 * len(config.fourier_exponents)
+        self.conv_in = Conv2d(config.in_channels * waves, first, 3, padding=1)
         self.time_embedding = TimestepEmbedding(first, 4 * first)
 
         skips, channels, levels = [first], first, []  # skips: channels of what goes across
@@ -228,6 +242,8 @@ class UNet(Module):
         time = timestep_embedding(timestep, self.config.block_out_channels[0])  # (N, first)
         time = ops.silu(self.time_embedding(time))  # (N, 4 first): every ResBlock starts with SiLU
 
+        if self.config.fourier_exponents:
+            x = ops.fourier_features(x, self.config.fourier_exponents)  # (N, H, W, more C)
         x = self.conv_in(x)
         skips = [x]
         for i, level in enumerate(self.down_blocks):

@@ -6,7 +6,7 @@ Channels come last everywhere: images (N, H, W, C), tokens (N, T, D).
 from .activation import dropout, geglu, gelu, quick_gelu, relu, sigmoid, silu, softmax, tanh
 from .attention import attention
 from .conv import conv2d
-from .embedding import embedding
+from .embedding import embedding, fourier_features
 from .linear import linear
 from .loss import contrastive_loss, gaussian_kl, mse_loss, softmax_cross_entropy
 from .norm import group_norm, layer_norm
@@ -20,6 +20,7 @@ __all__ = [
     "depth_to_space",
     "dropout",
     "embedding",
+    "fourier_features",
     "gaussian_kl",
     "geglu",
     "gelu",

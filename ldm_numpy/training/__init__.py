@@ -16,23 +16,35 @@ from ..models import autoencoder as autoencoder_models
 from ..models import classifier as classifier_models
 from ..models import clip as clip_models
 from ..models import unet as unet_models
+from ..models.autoencoder import PixelSpace
 from ..models.clip import CLIPTextModel
 from ..pipeline import PipelineConfig
 from ..text import Tokenizer
-from .autoencoder import AutoencoderStage, AutoencoderStageConfig, downsampling
+from .autoencoder import AutoencoderStage, AutoencoderStageConfig
 from .classifier import ClassifierStage
 from .clip import CLIPStage, train_tokenizer
 from .dataset import Digits
 from .export import export
 from .loop import Stage, StageConfig, finished, load_trained, run
+from .noisy import NoisyClassifierStage, NoisyStageConfig
+from .pixel import PixelStage, pixel_moments
 from .unet import UNetStage, UNetStageConfig
 
-STAGES = ("autoencoder", "clip", "unet")
+STAGES = ("autoencoder", "clip", "unet")  # of `all`
+BESIDE = ("pixel", "noisy")  # a model of pixels; a classifier of noised latents
 UPSTREAM = {  # what a stage builds upon: a resumed one must find the same
     "autoencoder": ("perceptual.safetensors",),
     "clip": ("tokenizer.json",),
     "unet": ("autoencoder.safetensors", "clip.safetensors"),
+    "pixel": ("clip.safetensors",),
+    "noisy": ("autoencoder.safetensors",),
 }
+EARLIER = {
+    "unet": ("perceptual", "reader", "autoencoder", "clip"),
+    "pixel": ("reader", "clip"),
+    "noisy": ("perceptual", "autoencoder"),
+}
+MODELS = {"unet": "model", "pixel": "pixel"}  # the folder of the model that a stage completes
 CONTEXT_LENGTH = 16  # tokens of a prompt, start and end included
 
 PERCEPTUAL = StageConfig(steps=300, sample_every=300, weight_decay=0.05)
@@ -59,6 +71,10 @@ UNET = UNetStageConfig(
     checkpoint_every=300,
     sample_every=600,
 )
+PIXEL = dataclasses.replace(UNET, steps=1600, P_mean=-0.6, P_std=1.8)
+NOISY = NoisyStageConfig(
+    steps=800, batch_size=128, learning_rate=5e-3, optimizer="muon", weight_decay=0.05
+)
 READER_SEED = 1  # added to the run's: the reader shares nothing with the perceptual classifier
 
 
@@ -70,7 +86,7 @@ class Run:
         data: a folder of IDX files, or None for the embedded digits
         seed, device, threads: of all stages
         steps: overrides {stage: number of steps}
-        options: overrides fields of the U-Net stage's configuration
+        options: override fields of the configurations of the stages "unet" and "pixel"
     """
 
     def __init__(
@@ -85,6 +101,7 @@ class Run:
     ):
         self.folder, self.seed, self.device, self.threads = Path(folder), seed, device, threads
         self.unet_config = dataclasses.replace(UNET, **options)
+        self.pixel_config = dataclasses.replace(PIXEL, **options)
         self.steps = steps or {}
         self.data = data
 
@@ -145,34 +162,72 @@ class Run:
         )
 
     def unet(self) -> UNetStage:
-        autoencoder, clip = self.autoencoder(), self.clip()
+        autoencoder = self.autoencoder()
         measured = load_trained(autoencoder, self.folder)
-        load_trained(clip, self.folder)
-        text_encoder = CLIPTextModel(clip.network.text_model.config)
-        text_encoder.load_state_dict(clip.network.text_model.state_dict())
         return UNetStage(
             unet_models.MNIST,
             self.config("unet", self.unet_config),
             PipelineConfig(
                 padded_size=autoencoder.padded_size,
-                latent_size=autoencoder.padded_size // downsampling(autoencoder.network.config),
+                latent_size=autoencoder.padded_size // autoencoder.network.config.downsampling,
                 latent_scale=measured["latent_scale"],
                 objective=self.unet_config.objective,
             ),
             autoencoder.network,
-            text_encoder.to(self.device),
-            clip.tokenizer,
+            *self.text(),
             self.train,
             self.seed,
             self.device,
             self.threads,
         )
 
+    def pixel(self) -> PixelStage:
+        mean, deviation = pixel_moments(self.train)
+        space = dataclasses.replace(unet_models.PIXEL_SPACE, mean=mean)
+        return PixelStage(
+            unet_models.PIXEL,
+            self.config("pixel", self.pixel_config),
+            PipelineConfig(
+                padded_size=mnist.SIDE,
+                latent_size=mnist.SIDE // space.downsampling,
+                latent_scale=1 / deviation,
+                objective=self.pixel_config.objective,
+            ),
+            PixelSpace(space),
+            *self.text(),
+            self.train,
+            self.seed,
+            self.device,
+            self.threads,
+        )
+
+    def noisy(self) -> NoisyClassifierStage:
+        autoencoder = self.autoencoder()
+        measured = load_trained(autoencoder, self.folder)
+        return NoisyClassifierStage(
+            classifier_models.NOISY,
+            self.config("noisy", NOISY),
+            autoencoder.network,
+            autoencoder.padded_size,
+            measured["latent_scale"],
+            self.train,
+            self.seed,
+            self.device,
+        )
+
+    def text(self) -> tuple[CLIPTextModel, Tokenizer]:
+        """A text encoder of its own, as CLIP's training left it, and the tokenizer."""
+        clip = self.clip()
+        load_trained(clip, self.folder)
+        text_encoder = CLIPTextModel(clip.network.text_model.config)
+        text_encoder.load_state_dict(clip.network.text_model.state_dict())
+        return text_encoder.to(self.device), clip.tokenizer
+
     def build(self, name: str) -> Stage:
         """The stage of that name; ValueError where an earlier one is not there."""
         if name in ("perceptual", "reader"):
             return self.classifier(name)
-        stage = {"autoencoder": self.autoencoder, "clip": self.clip, "unet": self.unet}[name]()
+        stage = getattr(self, name)()
         stage.upstream = {
             file: hashlib.sha256((self.folder / file).read_bytes()).hexdigest()[:16]
             for file in UPSTREAM[name]
@@ -180,7 +235,8 @@ class Run:
         return stage
 
     def fit(self, what: str, resume: bool = False) -> None:
-        """Train one stage, or "all" of them; the last leaves a model folder, `model`.
+        """Train one stage, or "all" of them; "unet" leaves the model folder `model`, and "pixel"
+        the model folder `pixel`.
 
         Raises ValueError before any work if a checkpoint would be overwritten, an earlier stage is
         missing, or the data cannot be read.
@@ -195,7 +251,7 @@ class Run:
                 f"{self.folder} holds a training already ({', '.join(existing)}): continue it "
                 "with --resume, or choose another folder with --out"
             )
-        for earlier in ("perceptual", "reader", "autoencoder", "clip") if what == "unet" else ():
+        for earlier in EARLIER.get(what, ()):
             finished(self.folder / f"{earlier}.safetensors")
         for split in ("train", "test"):
             mnist.load(split, self.data)
@@ -212,8 +268,8 @@ class Run:
                     device=self.device,
                     threads=self.threads,
                 )
-        if "unet" in names:
-            export(self.folder, self.folder / "model")
+        for name in MODELS.keys() & set(names):
+            export(self.folder, self.folder / MODELS[name], name)
 
 
 def prepare_folder(folder: Path) -> None:

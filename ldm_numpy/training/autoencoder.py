@@ -70,7 +70,7 @@ class AutoencoderStage(Stage):
         index = mnist.batch_indices(len(self.train), config.batch_size, self.seed, step)
         padded = images.pad_to(self.train.pixels(index), self.padded_size)
         pixels = to_device(padded, self.device)  # (N, 32, 32, 1)
-        side = self.padded_size // downsampling(self.network.config)
+        side = self.padded_size // self.network.config.downsampling
         shape = (len(index), side, side, self.network.config.latent_channels)
         rng = generator(self.seed, self.name, step, "noise")
         noise = to_device(rng.standard_normal(shape, np.float32), self.device)
@@ -115,15 +115,10 @@ class AutoencoderStage(Stage):
         images.save_png(images.grid(np.concatenate([pixels, decoded]), len(pixels), 2), path)
 
 
-def downsampling(config: AutoencoderConfig) -> int:
-    """Pixels of the image a latent pixel stands for, along one side."""
-    return config.patch_size * 2 ** (len(config.block_out_channels) - 1)
-
-
 def images_side(config: AutoencoderConfig) -> int:
     """The side that 28 pixels are padded to: the next that can be halved down to the latent and
     once more inside the U-Net."""
-    step = 2 * downsampling(config)
+    step = 2 * config.downsampling
     return -(-mnist.SIDE // step) * step
 
 

@@ -11,11 +11,14 @@ from .loop import finished
 TRAINED = ("image_size", "padded_size", "latent_size", "latent_scale", "sigma_data", "objective")
 
 
-def export(run: str | Path, out: str | Path) -> None:
+def export(run: str | Path, out: str | Path, denoiser: str = "unet") -> None:
     """Write the finished run as a model folder: averaged weights in float16, and how to join them.
 
+    denoiser: the stage that made it, "unet" or "pixel", whose model has no autoencoder.
+
     Weights come from the checkpoints, the tokenizer from its file, and how to sample from
-    PipelineConfig's defaults; no data is needed. Raises ValueError where a stage is missing or
+    PipelineConfig's defaults; no data is needed. A classifier of noised latents goes along where
+    the run has one. Raises ValueError where a stage is missing or
     unfinished.
     """
     run = Path(run)
@@ -23,25 +26,34 @@ def export(run: str | Path, out: str | Path) -> None:
         raise ValueError(f"{run} is not the folder of a run")
     if Path(out).resolve() == run.resolve():
         raise ValueError(f"{out} holds the run's checkpoints: name another folder with --out")
-    stages = ("unet", "clip", "autoencoder", "reader")
+    stages = (denoiser, "clip", "reader") + (("autoencoder",) if denoiser == "unet" else ())
     loaded = {stage: finished(run / f"{stage}.safetensors") for stage in stages}
     arrays = {stage: arrays for stage, (arrays, _) in loaded.items()}
     options = {stage: metadata["options"] for stage, (_, metadata) in loaded.items()}
 
     weights = {
-        "unet": averaged(arrays["unet"], "unet"),
-        "autoencoder": averaged(arrays["autoencoder"], "autoencoder"),
+        "unet": averaged(arrays[denoiser], "unet"),
         "clip": averaged(arrays["clip"], "clip"),
         "reader": averaged(arrays["reader"], "classifier"),
     }
-    configs = {stage: options[stage]["network"] for stage in stages}
+    configs = {"unet": options[denoiser]["network"]}
+    configs |= {stage: options[stage]["network"] for stage in stages[1:]}
     configs["text_encoder"] = configs["clip"]["text"]
-    if options["unet"]["text_encoder"] == "joint":
-        weights["text_encoder"] = averaged(arrays["unet"], "text_encoder")
+    if denoiser == "unet":
+        weights["autoencoder"] = averaged(arrays["autoencoder"], "autoencoder")
+    else:
+        configs["pixel_space"] = options[denoiser]["pixel_space"]
+    if denoiser == "unet" and (run / "noisy.safetensors").is_file():
+        noisy, metadata = finished(run / "noisy.safetensors")
+        weights["noisy_classifier"] = averaged(noisy, "noisy_classifier")
+        configs["noisy_classifier"] = metadata["options"]["network"]
+    if options[denoiser]["text_encoder"] == "joint":
+        weights["text_encoder"] = averaged(arrays[denoiser], "text_encoder")
     else:
         weights["text_encoder"] = averaged(arrays["clip"], "clip/text_model", ".")
     tokenizer = Tokenizer.load(run / "tokenizer.json")
-    settings = PipelineConfig(**{name: options["unet"]["pipeline"][name] for name in TRAINED})
+    decided = options[denoiser]["pipeline"]  # a run of an earlier version may lack some
+    settings = PipelineConfig(**{name: decided[name] for name in TRAINED if name in decided})
     model_folder.save(out, weights, configs, tokenizer, settings)
 
 

@@ -11,7 +11,7 @@ from ..backend import generator, to_device, to_host
 from ..data import captions, mnist
 from ..diffusion.denoiser import Denoiser, denoising_loss, edm_sigmas, stratified_normals
 from ..diffusion.objectives import OBJECTIVES, WEIGHTINGS, known
-from ..models.autoencoder import AutoencoderKL
+from ..models.autoencoder import AutoencoderKL, PixelSpace
 from ..models.clip import CLIPTextModel
 from ..models.unet import UNet, UNetConfig
 from ..parallel import Shards
@@ -65,7 +65,7 @@ class UNetStage(Stage):
         network: UNetConfig,
         config: UNetStageConfig,
         settings: PipelineConfig,
-        autoencoder: AutoencoderKL,
+        autoencoder: AutoencoderKL | PixelSpace,
         text_encoder: CLIPTextModel,
         tokenizer: Tokenizer,
         train: Digits,
@@ -111,17 +111,21 @@ class UNetStage(Stage):
         settings = {name: getattr(self.settings, name) for name in TRAINED}
         return super().describe() | networks | {"pipeline": settings}
 
+    def normal(self, step: int, purpose: str, shape) -> np.ndarray:
+        """Standard normal numbers, others for every step and purpose."""
+        rng = generator(self.seed, self.name, step, purpose)
+        return rng.standard_normal(shape, np.float32)
+
+    def clean(self, index, step: int):
+        """What is to be restored: the scaled latents of a batch, drawn from their posteriors."""
+        mean, std = (moments[index] for moments in self.posteriors)  # (N, h, w, C)
+        return to_device(mean + std * self.normal(step, "posterior", mean.shape), self.device)
+
     def gradients(self, step: int, shards: Shards, parameters) -> list:
         config, n = self.config, self.config.batch_size
         index = mnist.batch_indices(len(self.train), n, self.seed, step)
-        mean, std = (moments[index] for moments in self.posteriors)  # (N, h, w, C)
-
-        def normal(purpose, shape):
-            rng = generator(self.seed, self.name, step, purpose)
-            return rng.standard_normal(shape, np.float32)
-
-        clean = to_device(mean + std * normal("posterior", mean.shape), self.device)
-        noise = to_device(normal("noise", mean.shape), self.device)
+        clean = self.clean(index, step)  # (N, h, w, C)
+        noise = to_device(self.normal(step, "noise", clean.shape), self.device)
         levels = stratified_normals(n, generator(self.seed, self.name, step, "level"))
         sigma = to_device(edm_sigmas(levels, config.P_mean, config.P_std), self.device)
         texts = self.train.captions(index, self.seed, self.name, step)

@@ -1,0 +1,1 @@
+"""What the parts are worth: measurements on trained models, for the page lessons/experiments.md."""

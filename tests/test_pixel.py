@@ -1,0 +1,126 @@
+"""The model of pixels: nothing is lost on the way, and likelihoods are those of pixels."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ldm_numpy import model_folder
+from ldm_numpy.backend import generator
+from ldm_numpy.data import mnist
+from ldm_numpy.diffusion.likelihood import dequantise
+from ldm_numpy.evaluation import evaluate
+from ldm_numpy.models.autoencoder import PixelSpace, PixelSpaceConfig
+from ldm_numpy.models.unet import UNet
+from ldm_numpy.pixel_likelihood import digit_bits, histogram_bits
+from ldm_numpy.tensor import Tensor
+
+from . import tiny
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return tiny.digits("train").images[:40]
+
+
+def test_pixel_space_is_a_permutation(rng):
+    space = PixelSpace(PixelSpaceConfig(channels=2, patch_size=2, mean=0.25))
+    x = rng.standard_normal((3, 4, 6, 2))
+    latents, log_variance = space.encode(Tensor(x))
+    assert latents.shape == (3, 2, 3, 8) and space.config.latent_channels == 8
+    np.testing.assert_allclose(np.sort(latents.data.ravel()), np.sort(x.ravel()) - 0.25)
+    np.testing.assert_allclose(space.decode(latents).data, x, atol=1e-12)
+    assert (log_variance.data == -30).all()
+    assert space.count_parameters() == 0
+
+
+@pytest.mark.parametrize("field", ["channels", "patch_size"])
+def test_pixel_space_that_cannot_be(field):
+    with pytest.raises(ValueError, match="start at 1"):
+        PixelSpaceConfig(**{field: 0})
+
+
+def test_training_sees_every_grey_level_spread_over_its_bin():
+    stage = tiny.stage("pixel")
+    index = np.arange(20)
+    first, again, other = (stage.clean(index, step) for step in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert first.shape == (20, 14, 14, 4) and first.dtype == np.float32
+    pixels = stage.pipeline.decode(first)  # scaled back and put in order
+    inside = (pixels[..., 0] + 1) * 128 - stage.train.images[index]
+    assert -1e-3 < inside.min() < 0.01 and 0.99 < inside.max() < 1.001
+    assert inside.mean() == pytest.approx(0.5, abs=0.01)
+    many = stage.clean(np.arange(len(stage.train)), 0)
+    assert many.std() == pytest.approx(1, abs=0.03) and abs(many.mean()) < 0.03
+
+
+def test_a_model_of_pixels_from_training_to_pictures(tmp_path, monkeypatch):
+    run = tiny.run_all(monkeypatch, tmp_path, P_mean=0.0)
+    with pytest.raises(ValueError, match=r"reader\.safetensors"):
+        run.fit("pixel")
+    for name in ("autoencoder", "clip", "pixel"):
+        run.fit(name)
+    with pytest.raises(ValueError, match="no model"):
+        model_folder.load(tmp_path)  # what would be the model of latents
+    pipe = model_folder.load(tmp_path / "pixel")
+    assert isinstance(pipe.autoencoder, PixelSpace)
+    pixels = mnist.to_float(tiny.digits("train").images)
+    assert pipe.config.latent_scale == pytest.approx(1 / pixels.std(), abs=1e-3)
+    assert pipe.autoencoder.config.mean == pytest.approx(pixels.mean(), abs=1e-3)
+    assert [p.size for p in pipe(["seven", "a thin 3"], num_inference_steps=3)] == [(28, 28)] * 2
+    assert not (tmp_path / "pixel" / "autoencoder.safetensors").exists()
+    stage = run.build("pixel")
+    assert stage.config.P_mean == 0.0 and stage.upstream.keys() == {"clip.safetensors"}
+
+
+def test_encoding_loses_nothing(digits):
+    pipe = tiny.pixel_model()
+    pixels = mnist.to_float(digits)
+    latents = pipe.encode(pixels)
+    assert latents.shape == (40, 14, 14, 4)
+    np.testing.assert_allclose(pipe.decode(latents), pixels, atol=1e-6)
+
+
+# Likelihood --------------------------------------------------------------------------------
+
+
+def test_bits_of_a_model_that_knows_nothing(digits):
+    """A network that answers zero stands for white Gaussian data, whose density is known."""
+    pipe = tiny.pixel_model()
+    pipe.unet = UNet(tiny.PIXEL, seed=0)  # its last layer is zero
+    seed, scale = 3, pipe.config.latent_scale
+    found = digit_bits(pipe, digits, seed, sigma_min=0.01, tolerance=1e-5)
+    pixels = dequantise(digits[..., None], generator(seed, "dequantise")).reshape(40, -1)
+    x = scale * (pixels - pipe.autoencoder.config.mean)
+    variance = 1 + 0.01**2
+    squares = (x.astype(float) ** 2).sum(axis=1) / variance
+    log_p = -0.5 * (squares + 784 * math.log(math.tau * variance))
+    bits = 7 - (log_p + 784 * math.log(scale)) / (784 * math.log(2))
+    np.testing.assert_allclose(found, bits, atol=1e-3)
+
+
+def test_bits_depend_on_the_network_and_the_seed(digits):
+    pipe = tiny.pixel_model()
+    first = digit_bits(pipe, digits[:4], 0, sigma_min=0.1)
+    assert np.array_equal(first, digit_bits(pipe, digits[:4], 0, sigma_min=0.1))
+    assert (first != digit_bits(pipe, digits[:4], 1, sigma_min=0.1)).all()
+    pipe.unet = UNet(tiny.PIXEL, seed=0)
+    assert np.abs(first - digit_bits(pipe, digits[:4], 0, sigma_min=0.1)).max() > 0.1
+
+
+def test_likelihood_is_for_models_of_pixels(digits):
+    with pytest.raises(ValueError, match="model of pixels"):
+        digit_bits(tiny.text_to_image(), digits, 0)
+    with pytest.raises(ValueError, match="model of pixels"):
+        evaluate(likelihood=2)  # of the shipped model, before any work
+    with pytest.raises(ValueError, match="likelihood must be a whole number >= 0"):
+        evaluate(likelihood=-1)
+
+
+def test_bits_of_histograms_by_hand():
+    train = np.zeros((3, 1, 2), np.uint8)
+    train[0, 0] = 7
+    digits = np.array([[[0, 7]], [[9, 9]]], np.uint8)
+    found = histogram_bits(train, digits, uniform=256.0)
+    wanted = [(-math.log2(3 / 259) - math.log2(2 / 259)) / 2, -math.log2(1 / 259)]
+    assert found == pytest.approx(wanted)
