@@ -1,12 +1,14 @@
 """Beside the others: a classifier of noised latents, for guidance by a classifier."""
 
 import dataclasses
+import math
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from .. import ops
-from ..backend import generator, to_device
+from .. import images, ops
+from ..backend import generator, to_device, to_host
 from ..data import mnist
 from ..diffusion.denoiser import edm_sigmas, stratified_normals
 from ..models.autoencoder import AutoencoderKL
@@ -53,11 +55,16 @@ class NoisyClassifierStage(Stage):
         self.baselines = {"loss": float(np.log(network.num_classes))}
 
     def before_steps(self) -> None:
+        self.posteriors  # noqa: B018 - worked out once, for all processes
+
+    @cached_property
+    def posteriors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of every training image's scaled latent, (N, h, w, C)."""
         shards = Shards(64 if self.device == "cpu" else None)
-        moments = encode_moments(
+        mean, std = encode_moments(
             self.autoencoder, self.train.images, self.padded_size, shards, self.device
         )
-        self.posteriors = [self.latent_scale * part for part in moments]  # each (N, h, w, C)
+        return mean * self.latent_scale, std * self.latent_scale
 
     def describe(self) -> dict:
         own = {"network": dataclasses.asdict(self.network.config)}
@@ -80,4 +87,15 @@ class NoisyClassifierStage(Stage):
         return shards.backward(loss, n, parameters)
 
     def draw(self, path: Path, shards: Shards) -> None:
-        """Nothing to see."""
+        """Ten digits under more and more noise, and what they are read as."""
+        rng = generator(self.seed, self.name, "draw")
+        clean = self.posteriors[0][:10]
+        noise = rng.standard_normal(clean.shape, np.float32)
+        pixels, read = [], []
+        for sigma in np.float32([0.25, 0.5, 1, 2, 4, 8]):
+            x = to_device(clean + sigma * noise, self.device)
+            levels = to_device(np.full(len(clean), sigma), self.device)
+            visible = x / (self.latent_scale * math.sqrt(1 + sigma**2))
+            pixels.append(to_host(shards.forward(self.autoencoder.decode, visible)))
+            read += [f"as {d}" for d in to_host(shards.forward(self.network, x, levels).argmax(1))]
+        images.save_png(images.grid(np.concatenate(pixels), len(clean), 2, labels=read), path)
