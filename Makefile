@@ -5,7 +5,7 @@ RUN    ?= runs/mnist
 BIN    := .venv/bin
 export PROMPT
 
-.PHONY: train-mnist sample evaluate bench test test-slow lint clean
+.PHONY: train-mnist sample evaluate bench experiments test test-slow lint clean
 
 train-mnist: .venv/ready .venv/gpu
 	$(BIN)/python -m ldm_numpy train all --out "$(RUN)" --seed 0 --resume
@@ -19,6 +19,10 @@ evaluate: .venv/ready
 # Ten minutes, on a machine that does nothing else. BENCH="--quick --only unet" for a look.
 bench: .venv/bench
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# An hour and a half, after train-mnist; goes on where it was. EXPERIMENTS="samplers" for a part.
+experiments: .venv/dev
+	$(BIN)/python -m benchmarks.experiments --base "$(RUN)" $(EXPERIMENTS)
 
 test: .venv/dev lint
 	$(BIN)/python -m pytest -m "not slow"

@@ -1,5 +1,174 @@
-"""The page of the experiments: tables and figures from their numbers."""
+"""The page of the experiments: their numbers as tables and figures. See `text.py` for its words."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ldm_numpy.checkpoint import write_atomically
+
+from .text import HEAD, WORDS
+
+COMMAND = "python -m benchmarks.experiments"
 
 
-def write(results: dict, folder) -> None:
-    """Nothing yet."""
+def percent(value) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def floors(row: dict) -> str:
+    return f"{row['frechet'] / row['floor']:.2f}"
+
+
+# A column: its title, and what of a row stands in it.
+ACCURACY = (
+    ("digit", lambda r: percent(r["digit"])),
+    ("slant", lambda r: percent(r["slant"])),
+    ("stroke", lambda r: percent(r["stroke"])),
+    ("all three", lambda r: percent(r["all"])),
+)
+QUALITY = (*ACCURACY, ("distance", lambda r: f"{r['frechet']:.2f}"), ("in floors", floors))
+THOROUGH = (
+    *QUALITY,
+    ("kernel distance x 1000",
+     lambda r: f"{1e3 * r['kernel']:.2f} ({1e3 * r['kernel_low']:.2f} ... "
+     f"{1e3 * r['kernel_high']:.2f})"),
+    ("precision", lambda r: f"{r['precision']:.2f}"),
+    ("recall", lambda r: f"{r['recall']:.2f}"),
+    ("CLIP score", lambda r: f"{r['clip_score']:.3f}"),
+)  # fmt: skip
+COLUMNS = {
+    "samplers": (("evaluations", lambda r: str(r["evaluations"])), *QUALITY),
+    "guidance": THOROUGH,
+    "classifier": THOROUGH,
+    "parts": QUALITY,
+    "spaces": (
+        ("parameters", lambda r: f"{r['parameters']:,}"),
+        ("steps", lambda r: str(r["training_steps"])),
+        ("s a step", lambda r: f"{r['seconds_a_step']:.2f}"),
+        ("images a second", lambda r: f"{r['images_a_second']:.1f}"),
+        *THOROUGH,
+    ),
+}  # fmt: skip
+
+
+def table(columns, rows: dict[str, dict], experiment: str) -> list[str]:
+    """A table with a line a row; the row's name is what its command ends with."""
+    lines = [f"| {experiment}/ | {' | '.join(title for title, _ in columns)} |"]
+    lines.append("|" + "---|" * (len(columns) + 1))
+    for name, row in rows.items():
+        cells = [cell(row) for _, cell in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def plain_table(rows: dict[str, dict], experiment: str) -> list[str]:
+    """A table of whatever numbers the rows have."""
+    titles = list(dict.fromkeys(key for row in rows.values() for key in row))
+    columns = [(key.replace("_", " "), lambda r, key=key: shown(key, r.get(key))) for key in titles]
+    return table(columns, rows, experiment)
+
+
+def shown(key: str, value) -> str:
+    if value is None:
+        return ""
+    if key in ("digit", "slant", "stroke", "all", "held_out", "rest"):
+        return percent(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# Figures -----------------------------------------------------------------------------------
+
+
+def by_sampler(rows: dict) -> dict[str, list[dict]]:
+    grouped = {}
+    for name, row in rows.items():
+        grouped.setdefault(name.rsplit("-", 1)[0] if "e-" not in name else name.split("-")[0],
+                           []).append(row)  # fmt: skip
+    return {name: sorted(group, key=lambda r: r["evaluations"]) for name, group in grouped.items()}
+
+
+def samplers_figure(rows: dict) -> Figure:
+    """Distance and accuracy against evaluations, a line a sampler."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, (name, group) in enumerate(by_sampler(rows).items()):
+        x = [r["evaluations"] for r in group]
+        style = {"marker": "os^v"[i % 4], "markersize": 4, "label": name, "color": f"C{i}"}
+        left.plot(x, [r["frechet"] / r["floor"] for r in group], **style)
+        right.plot(x, [100 * r["all"] for r in group], **style)
+    left.axhline(1, color="grey", linestyle=":")
+    left.set(xscale="log", yscale="log", xlabel="evaluations of the denoiser",
+             title="Fréchet distance, in floors")  # fmt: skip
+    right.set(xscale="log", xlabel="evaluations of the denoiser",
+              title="digit, slant and stroke as asked, %")  # fmt: skip
+    for axes in (left, right):
+        axes.set_xticks([5, 10, 20, 40, 80], ["5", "10", "20", "40", "80"])
+        axes.minorticks_off()
+    right.legend(fontsize="small", loc="lower right")
+    return figure
+
+
+def guidance_figure(rows: dict) -> Figure:
+    """Accuracy against distance: each scale a point, each way of guiding a line."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for where, label in (("interval", "at 0.3 < sigma <= 5"), ("everywhere", "at all levels")):
+        points = {name.split("-")[0]: row for name, row in rows.items() if name.endswith(where)}
+        x = [row["frechet"] / row["floor"] for row in points.values()]
+        y = [100 * row["all"] for row in points.values()]
+        axes.plot(x, y, "o-", label=label)
+        for scale, *at in zip(points, x, y):
+            axes.annotate(scale, at, textcoords="offset points", xytext=(5, -9), fontsize="small")
+    axes.set(xscale="log", xlabel="Fréchet distance, in floors (1 is perfect)",
+             ylabel="digit, slant and stroke as asked, %")  # fmt: skip
+    axes.legend(title="guidance")
+    return figure
+
+
+FIGURES = {"samplers": samplers_figure, "guidance": guidance_figure}
+PICTURES = {
+    "editing": ("inpaint", "slant"),
+    "words": ("words",),
+    "memory": ("memory",),
+    "spaces": ("space_pixel", "space_latent"),
+}
+
+
+def write(results: dict, folder: Path) -> None:
+    """experiments.md and the figures drawn from numbers, of what has been measured so far."""
+    lines = [HEAD]
+    for experiment, (title, words) in WORDS.items():
+        rows = results.get(experiment)
+        if not rows:
+            continue
+        lines += [f"## {title}", "", words(rows), ""]
+        if experiment in FIGURES:
+            path = f"figures/experiments_{experiment}.png"
+            FIGURES[experiment](rows).savefig(folder / path, dpi=80)
+            lines += [f"![{title}]({path})", ""]
+        lines += tables(experiment, rows)
+        for name in PICTURES.get(experiment, ()):
+            path = f"figures/experiments_{name}.png"
+            if (folder / path).is_file():
+                lines += [f"![{name.replace('_', ' ')}]({path})", ""]
+    write_atomically(folder / "experiments.md", ("\n".join(lines).rstrip() + "\n").encode())
+
+
+def tables(experiment: str, rows: dict) -> list[str]:
+    """The experiment's numbers; rows of another kind in a table of their own."""
+    if experiment == "composition":
+        return [*plain_table(rows["held-out"], "composition/held-out"), ""]
+    if experiment == "memory":
+        return [*plain_table(rows["nearest"], "memory/nearest"), ""]
+    columns = COLUMNS.get(experiment)
+    lines = []
+    if columns:
+        known = {name: row for name, row in rows.items() if "frechet" in row}
+        lines += [*table(columns, known, experiment), ""]
+        rows = {name: row for name, row in rows.items() if name not in known}
+    groups = {}
+    for name, row in rows.items():
+        groups.setdefault(tuple(row), {})[name] = row
+    for group in groups.values():
+        lines += [*plain_table(group, experiment), ""]
+    return lines

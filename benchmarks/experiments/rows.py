@@ -16,6 +16,7 @@ from ldm_numpy.metrics import nearest
 from ldm_numpy.models import unet as unet_models
 from ldm_numpy.models.unet import UNet
 from ldm_numpy.pixel_likelihood import digit_bits, histogram_bits
+from ldm_numpy.training.loop import finished
 
 from . import measure, trainings
 
@@ -36,6 +37,16 @@ class Context:
     figures: Path
 
     def __post_init__(self):
+        """Raises ValueError unless the run is finished; trains what stands beside its stages."""
+        run = trainings.training.Run(self.base)
+        for stage in ("unet", *trainings.training.BESIDE):
+            path = self.base / f"{stage}.safetensors"
+            if stage == "unet" or path.is_file():
+                finished(path)
+            else:
+                run.fit(stage)
+        if not (self.base / "model" / "noisy_classifier.safetensors").is_file():
+            trainings.training.export(self.base, self.base / "model")
         self.bench = measure.Bench(self.base)
 
     def save(self, image: Image.Image, name: str) -> None:
