@@ -15,6 +15,7 @@ import mmap
 import os
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 
@@ -44,7 +45,7 @@ class Ring:
 
     Attributes:
         rank: 0 here, 1 ... size - 1 in the processes that `fork` makes
-        file: in memory, of all ranks, for what is too long for a token
+        file: of all ranks, without a name, for what is too long for a token
     """
 
     def __init__(self, size: int):
@@ -55,8 +56,10 @@ class Ring:
         """Make the other ranks. They, too, return from here."""
         if self.size == 1:
             return
-        self.file = os.fdopen(os.memfd_create("rows"), "rb+")
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         pipes = [os.pipe() for _ in range(self.size)]  # number r leads from rank r to the next
+        # Ctrl-C waits until everyone knows which rank it is.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for rank in range(1, self.size):
                 with warnings.catch_warnings():
@@ -74,6 +77,7 @@ class Ring:
             for fd in {fd for pipe in pipes for fd in pipe} - {reading, writing}:
                 os.close(fd)
             self.source, self.sink = os.fdopen(reading, "rb"), os.fdopen(writing, "wb", 0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def send(self, token) -> None:
         """Pass a token (what JSON can hold) to the next rank."""
@@ -121,15 +125,26 @@ class Ring:
                 sys.stderr.flush()
             os._exit(error is not None)  # no clean-up: files and threads are rank 0's
         self.close()
-        states = [os.waitpid(child, 0)[1] for child in self.children]
+        codes = [self._end(child, at_once=error is not None) for child in self.children]
         self.children = []
-        if isinstance(error, RingBrokenError) or (error is None and any(states)):
-            codes = [os.waitstatus_to_exitcode(state) for state in states]
-            ended = [f"by signal {-code}" if code < 0 else f"with {code}" for code in codes if code]
+        if isinstance(error, RingBrokenError) or (error is None and any(codes)):
+            codes = [code for code in codes if code not in (0, -signal.SIGTERM)]
+            ended = [f"by signal {-code}" if code < 0 else f"with {code}" for code in codes]
             raise ChildProcessError(
                 f"a process of the training ended {' and '.join(ended) or 'too early'} (signal 9 "
                 "often means that memory ran out): continue with --resume, perhaps --threads 1"
             ) from None
+
+    @staticmethod
+    def _end(child: int, at_once: bool) -> int:
+        """Wait for another rank to end, as it does when it misses the token; `at_once` tells it to,
+        for another ring's ranks may hold its pipes open. Returns its exit code."""
+        try:
+            if at_once:
+                os.kill(child, signal.SIGTERM)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        except (ProcessLookupError, ChildProcessError):  # gone, where nobody keeps children's codes
+            return 0
 
     def close(self) -> None:
         """Let go of the token for good, which ends ranks that wait for it."""

@@ -142,6 +142,47 @@ def test_an_error_on_rank_0_passes_and_ends_the_others(kind):
         ring.barrier()
 
 
+def test_an_error_ends_a_ring_whose_pipes_another_ring_inherited():
+    with Ring(2) as other:
+        with pytest.raises(ValueError, match="astray"), Ring(2) as ring:
+            ring.fork()
+            other.fork()  # its second process keeps the first ring's pipes open
+            if other.rank > 0 or ring.rank > 0:
+                time.sleep(30)
+                os._exit(0)
+            raise ValueError("astray")
+        os.kill(other.children[0], signal.SIGKILL)
+        with pytest.raises(ChildProcessError, match="signal 9"):
+            other.__exit__(None, None, None)
+
+
+def test_where_nobody_keeps_the_codes_of_children():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a shell's `trap '' CHLD`
+    try:
+        with Ring(3) as ring:
+            ring.fork()
+            ring.barrier()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert ring.children == []
+
+
+def test_ctrl_c_during_a_fork_finds_the_ranks_told_apart(monkeypatch):
+    """It comes at once in both processes; the new one ignores it, this one has made its ranks."""
+    fork = os.fork
+
+    def interrupted():
+        child = fork()
+        os.kill(os.getpid(), signal.SIGINT)
+        return child
+
+    monkeypatch.setattr(os, "fork", interrupted)
+    with pytest.raises(KeyboardInterrupt), Ring(2) as ring:
+        ring.fork()
+        ring.barrier()
+    assert ring.rank == 0 and ring.children == []
+
+
 def test_the_others_end_when_rank_0_is_killed(tmp_path):
     """With nobody there to close the ring: the kernel does, for whoever is left."""
     child = os.fork()
