@@ -20,6 +20,7 @@ from numbers import Real
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from . import images
 from .backend import array_module, blas_threads, to_device
@@ -83,7 +84,8 @@ def inpaint(
     be: so each step is taken `resamplings` times, noised back up in between, while both parts grow
     to match. Lugmayr et al. 2022, "RePaint", Algorithm 1, with jumps of one step.
 
-    A cell of the latent is known if all of its pixels are. What the mask covers is never looked at.
+    A cell of the latent is known if all of its pixels and all cells beside it are: the cell beside
+    the hole would say that strokes end there. What the mask covers is never looked at.
     Raises ValueError for a mask of another size or mode, or with other values than 0 and 255.
     """
     times = whole("inpaint", "resamplings", resamplings, at_least=1)
@@ -94,8 +96,9 @@ def inpaint(
     paper = np.where(hole, np.float32(-1), pictures)
     covered = images.pad_to(np.where(hole, np.float32(1), -1)[None], config.padded_size) > 0
     cell = config.padded_size // config.latent_size
-    cells = covered.reshape(1, config.latent_size, cell, config.latent_size, cell, 1)
-    known = to_device(~cells.any(axis=(2, 4)), pipe.device)  # (1, h, w, 1)
+    cells = covered.reshape(config.latent_size, cell, config.latent_size, cell).any(axis=(1, 3))
+    touched = binary_dilation(cells, np.ones((3, 3)))[None, :, :, None]  # (1, h, w, 1)
+    known = to_device(~touched, pipe.device)
     clean, xp = pipe.encode(paper), array_module(known)
     x = plan.noise() * plan.sigmas[0]
     for step, (sigma, sigma_next) in enumerate(zip(plan.sigmas, plan.sigmas[1:])):
