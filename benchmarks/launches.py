@@ -19,10 +19,11 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from ldm_numpy import backend
+from ldm_numpy.training import UNET
 
 LAUNCH = 5e-6  # seconds, the usual order: Python and driver, while the GPU waits
 GPUS = {"a desktop card": (0.45e12, 20e12), "a data centre's": (3.3e12, 60e12)}  # bytes/s, flop/s
-BATCH = 64
+BATCH = UNET.batch_size
 README = Path(__file__).with_name("README.md")
 MARKS = "<!-- launches -->", "<!-- /launches -->"
 
@@ -123,15 +124,23 @@ class Module(types.ModuleType):
 
 
 def count(batch: int = BATCH) -> dict:
-    """Launches, bytes and operations of one training step, the second."""
+    """Launches, bytes and operations of one training step, as it is trained; and the launches of
+    the update with AdamW in Muon's place."""
+    found = count_with(UNET.optimizer, batch)
+    return found | {"with AdamW": count_with("adamw", batch)["of the update"]}
+
+
+def count_with(optimizer: str, batch: int) -> dict:
+    """The counts of the second step with an optimizer."""
     from . import counting, ours
     from . import workloads as w
 
-    spec = {"kind": "unet", "batch": batch}
+    spec = {"kind": "unet", "batch": batch, "optimizer": optimizer}
+    cupy = Module()  # one, as there is one CuPy: what is kept for it is found again
     erf = types.ModuleType("cupyx.scipy.special")
     erf.erf = lambda x: counted("erf", backend._host_erf)(x)
     with (
-        mock.patch.object(backend, "_cupy", Module),
+        mock.patch.object(backend, "_cupy", lambda: cupy),
         mock.patch.dict(sys.modules, {"cupyx.scipy.special": erf}),
         mock.patch.object(w, "shard_size", lambda spec: None),  # a GPU takes the batch whole
     ):
@@ -162,8 +171,9 @@ def table(numbers: dict) -> str:
     launch_ms = 1e3 * LAUNCH * numbers["launches"]
     lines = [
         f"A step of {numbers['batch']} images asks for {numbers['launches']:,} launches "
-        f"({numbers['matrix products']:,} of them matrix products, {numbers['of the update']} for "
-        f"clipping, AdamW and EMA), moves {numbers['bytes'] / 1e9:.2f} GB and computes "
+        f"({numbers['matrix products']:,} of them matrix products; {numbers['of the update']:,} "
+        f"for clipping, Muon and EMA, where AdamW would ask for {numbers['with AdamW']}), moves "
+        f"{numbers['bytes'] / 1e9:.2f} GB and computes "
         f"{numbers['operations'] / 1e9:.0f} Gflop in products.",
         "",
         "| estimate for | launches | bytes | arithmetic | bound by |",

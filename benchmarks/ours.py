@@ -34,11 +34,13 @@ def on_all_ranks(method):
 
 
 class Step(w.Job):
-    """One training step: forward and backward in shards, clip, AdamW, EMA; over processes."""
+    """One training step: forward and backward in shards, clip, AdamW (or spec's "optimizer"), EMA;
+    over processes."""
 
     def __init__(self, spec: dict):
         self.spec = spec
-        self.config = dataclasses.replace(w.STAGES[spec["kind"]], optimizer="adamw")
+        optimizer = spec.get("optimizer", "adamw")  # PyTorch's users have no Muon
+        self.config = dataclasses.replace(w.STAGES[spec["kind"]], optimizer=optimizer)
         self.network = w.network(spec["kind"], spec)
         self.inputs = w.inputs(spec)
 

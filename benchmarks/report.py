@@ -129,14 +129,18 @@ def limit_lines(limit: dict) -> list[str]:
             noun = "processors" if threads > 1 else "processor"
             rate = band(limit["sgemm"][f"{name} {threads}"], ".0f")
             lines.append(f"| sgemm, {text}, {threads} {noun} | {rate} |")
+    shares = {
+        name: band({key: 100 * value for key, value in limit[name].items()}, ".0f")
+        for name in ("share", "share of the cube", "gain share")
+    }
     return [
         *lines,
         "",
-        f"Share of the limit: {100 * limit['share']['median']:.0f}% of what sgemm reaches on the "
-        f"step's shapes, {100 * limit['share of the cube']['median']:.0f}% of the large cube's.",
+        f"Share of the limit, in percent: {shares['share']} of what sgemm reaches on the step's "
+        f"shapes, {shares['share of the cube']} of the large cube's.",
         f"From 1 processor to {n} the step gains {band(limit['gain'])}, sgemm "
         f"{band(limit['sgemm gain'])}, PyTorch's step {band(limit['torch gain'])}: we keep "
-        f"{100 * limit['gain share']['median']:.0f}% of sgemm's gain.",
+        f"{shares['gain share']} percent of sgemm's gain.",
     ]
 
 
