@@ -43,6 +43,14 @@ def _nobody_waits_for_ever():
     signal.signal(signal.SIGALRM, before)
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard():
+    """A shell's background jobs start with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Net(Module):
     def __init__(self):
         self.first, self.second, self.scale = Linear(5, 16), Linear(16, 3), Parameter(())
