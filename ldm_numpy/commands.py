@@ -31,6 +31,11 @@ def train(options) -> None:
         raise ValueError(f"--steps must be at least 1, not {options.steps}")
     if options.seed < 0:
         raise ValueError(f"--seed must not be negative, but is {options.seed}")
+    of_unet = {name: getattr(options, name) for name in ("text_encoder", "objective", "weighting")}
+    usual = {"text_encoder": "frozen", "objective": "edm", "weighting": "target"}
+    if options.what not in ("all", *MODELS) and of_unet != usual:
+        named = next(name for name in usual if of_unet[name] != usual[name]).replace("_", "-")
+        raise ValueError(f"--{named} is for a U-Net, not for {options.what}")
     device = announce(options)
     folder = Path(options.out)
     prepare_folder(folder)
@@ -41,9 +46,7 @@ def train(options) -> None:
         device,
         options.threads,
         {} if options.steps is None else {options.what: options.steps},
-        text_encoder=options.text_encoder,
-        objective=options.objective,
-        weighting=options.weighting,
+        **of_unet,
     )
     run.fit(options.what, options.resume)
     last = "unet" if options.what == "all" else options.what
@@ -61,8 +64,8 @@ def train(options) -> None:
 
 def sample(options) -> None:
     out = writable(options.out, ".png")
-    strip = writable(options.trajectory, ".png") if options.trajectory else None
-    maps = writable(options.attention, ".png") if options.attention else None
+    strip = writable(options.trajectory, ".png") if options.trajectory is not None else None
+    maps = writable(options.attention, ".png") if options.attention is not None else None
     named = [path.resolve() for path in (out, strip, maps) if path]
     if len(set(named)) < len(named):
         raise ValueError("--out, --trajectory and --attention must name different files")

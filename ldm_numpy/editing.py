@@ -27,7 +27,7 @@ from .backend import array_module, blas_threads, to_device
 from .diffusion.guidance import EVERYWHERE, classifier_guide
 from .diffusion.samplers import invert as invert_ode
 from .models.classifier import NoisyClassifier
-from .pipeline import TextToImage, texts_of, whole
+from .pipeline import TextToImage, finite, texts_of, whole
 
 EDIT_GUIDANCE = 5.0  # of image_to_image
 
@@ -51,8 +51,8 @@ def image_to_image(
     Meng et al. 2022, "SDEdit".
 
     guidance_scale is 5 unless given: what is left of the picture pulls back to what it was.
-    `options` are those of a call of the pipeline. Raises ValueError for a strength outside 0 ... 1,
-    and for pictures that are no such pictures.
+    `options` are those of a call of the pipeline. Raises ValueError for a strength outside 0 ... 1
+    or too small for a single step, and for pictures that are no such pictures.
     """
     strength = checked_strength(strength)
     scale = EDIT_GUIDANCE if guidance_scale is None else guidance_scale
@@ -60,8 +60,13 @@ def image_to_image(
     plan = pipe.plan(prompts, guidance_scale=scale, **options)
     steps = len(plan.sigmas) - 1
     first = steps - min(int(steps * strength + 1e-9), steps)
+    if strength > 0 and first == steps:
+        raise ValueError(
+            f"strength {strength:g} of {steps} steps leaves none to take: at least {1 / steps:g}"
+        )
     x = pipe.encode(pictures)
     if first < steps:
+        plan.warn_if_unguided(first)
         x = plan.run(x + plan.sigmas[first] * plan.noise(), plan.sigmas[first:])
     return images.to_pil(pipe.decode(x))
 
@@ -79,6 +84,7 @@ def inpaint(
     """Pictures in which the white part of `mask_image` is drawn anew, as the prompt says, and the
     black part is the picture's, pixel by pixel.
 
+    Samplers that look back at earlier steps (dpmpp_2m) do without, for each step is begun anew.
     At every noise level the known part of the latent is the picture's, noised to that level. Alone
     that gives halves that do not fit, for what is drawn knows nothing of what the known part will
     be: so each step is taken `resamplings` times, noised back up in between, while both parts grow
@@ -132,16 +138,17 @@ def interpolate(
     frames = whole("interpolate", "frames", frames, at_least=2)
     second = seed if other_seed is None else whole("interpolate", "other_seed", other_seed, 0)
     prompts = [prompt, prompt if other_prompt is None else other_prompt]
-    plan = pipe.plan([texts_of("prompt", p)[0] for p in prompts], seed=seed, **options)
-    xp, row = array_module(plan.cond), (1, *plan.shape[1:])
-    one = dataclasses.replace(plan, shape=row)
+    texts = [texts_of("prompt", p)[0] for p in prompts]
+    one = pipe.plan(texts[:1], seed=seed, **options)  # a frame: what guides it has one row, too
+    ends = pipe.encode_prompts(texts)
+    xp = array_module(ends)
     starts = [one.noise(), dataclasses.replace(one, seed=second).noise()]
     found = []
     for part in np.linspace(0, 1, frames):
         # One at a time: a random sampler's noise is then the same for all.
-        cond = plan.cond[:1] * np.float32(1 - part) + plan.cond[1:] * np.float32(part)
+        cond = ends[:1] * np.float32(1 - part) + ends[1:] * np.float32(part)
         frame = dataclasses.replace(one, cond=cond)
-        x = frame.run(slerp(*starts, float(part)) * plan.sigmas[0], plan.sigmas)
+        x = frame.run(slerp(*starts, float(part)) * one.sigmas[0], one.sigmas)
         found.append(x)
     return images.to_pil(pipe.decode(xp.concatenate(found)))
 
@@ -176,6 +183,7 @@ def classifier_guided(
     whole_numbers = given.ndim == 1 and given.size and given.dtype.kind in "iu"
     if not (whole_numbers and given.min() >= 0 and given.max() <= last):
         raise ValueError(f"classes must be a list of whole numbers 0 ... {last}, not {classes!r}")
+    classifier_scale = finite("classifier_scale", classifier_scale)
     plan = pipe.plan([""] * len(given), guidance_scale=1.0, **options)
 
     def log_probability(x, sigma, cond):
@@ -220,6 +228,8 @@ def reconstruct(
     """Latents of pictures (N, h, w, C), from what `invert` has found; `prompt` may be another."""
     prompts = texts_of("prompt", prompt)
     prompts = prompts * len(latents) if len(prompts) == 1 else prompts
+    if len(prompts) != len(latents):
+        raise ValueError(f"{len(prompts)} prompts for the latents of {len(latents)} pictures")
     plan = pipe.plan(prompts, num_inference_steps=num_inference_steps, sampler=method,
                      guidance_scale=guidance_scale)  # fmt: skip
     return plan.run(latents, plan.sigmas[:-1])

@@ -92,6 +92,7 @@ def evaluate(
     folder = model_folder.find_model(model)
     pipe = model_folder.load(folder, device, threads)
     if pipeline.whole("evaluate", "likelihood", likelihood, at_least=0):
+        pipeline.whole("evaluate", "likelihood", likelihood, at_least=2)  # for a standard error
         checked_pixel_model(pipe)
     judge = Judge(folder, pipe.device, threads)
     scale = pipe.config.guidance_scale if guidance_scale is None else guidance_scale

@@ -147,6 +147,17 @@ def save(
     checkpoint.write_atomically(folder / "config.json", text.encode())
 
 
+def add(
+    folder: str | Path, name: str, weights: Mapping[str, np.ndarray], network: dict
+) -> None:
+    """Put one network more into a model folder, in float16, or in the place of an earlier one."""
+    folder = Path(folder)
+    config = read_config(folder) | {name: network}
+    checkpoint.save(folder / f"{name}.safetensors", checkpoint.half_precision(weights), {})
+    text = json.dumps(config, indent=2) + "\n"
+    checkpoint.write_atomically(folder / "config.json", text.encode())
+
+
 def _build(folder: Path, build: Callable, section: dict):
     try:
         if not isinstance(section, dict):

@@ -75,15 +75,17 @@ class Shards:
         """function(*arrays), a shard at a time and without a graph; returns one array.
 
         Every argument is an array whose first axis is the batch; function returns one such array
-        or Tensor.
+        or Tensor. Raises ValueError for batches of different sizes.
         """
+        n = len(arrays[0])
+        if any(len(a) != n for a in arrays):
+            raise ValueError(f"batches of different sizes: {[len(a) for a in arrays]}")
 
         def work(rows):
             with no_grad():
                 y = function(*[a[rows] for a in arrays])
             return y.data if isinstance(y, Tensor) else y
 
-        n = len(arrays[0])
         if self.size is None:  # a GPU: large pieces, one after the other
             rows = [slice(i, i + FORWARD_ROWS) for i in range(0, n, FORWARD_ROWS)]
             parts = [work(r) for r in rows]

@@ -224,18 +224,15 @@ class TextToImage:
             negatives *= len(prompts)
         if len(negatives) != len(prompts):
             raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
-        if scale != 1 and not any(interval[0] < s <= interval[1] for s in sigmas[:-1]):
-            warnings.warn(
-                f"no noise level of these {steps} steps lies in guidance_interval {interval}: "
-                "guidance has no effect",
-                stacklevel=3,
-            )
         with blas_threads(1):
             cond = self.encode_prompts(prompts)
             uncond = self.encode_prompts(negatives) if scale != 1 else None
         D = guide(self.denoiser, scale, uncond, joined, interval, rescale)
         shape = (len(prompts), config.latent_size, config.latent_size, self.unet.config.in_channels)
-        return Plan(D, cond, sigmas, run_sampler, shape, seed, self.device, callback)
+        guided = interval if scale != 1 else None
+        plan = Plan(D, cond, sigmas, run_sampler, shape, seed, self.device, callback, guided)
+        plan.warn_if_unguided()
+        return plan
 
     def encode_prompts(self, prompts: Sequence[str]):
         """The text encoder's token states (N, T, D), an array on the device."""
@@ -296,9 +293,20 @@ class Plan:
     seed: int
     device: str
     callback: Callable | None
+    guided: tuple[float, float] | None  # the noise levels at which there is guidance, if any
 
     def __post_init__(self):
         self.rng = StepNoise(self.seed)
+
+    def warn_if_unguided(self, first: int = 0) -> None:
+        """Say so where guidance was asked for, and none of the levels from `first` on has it."""
+        levels = self.sigmas[first:-1]
+        if self.guided and not any(self.guided[0] < s <= self.guided[1] for s in levels):
+            warnings.warn(
+                f"no noise level of these {len(levels)} steps lies in guidance_interval "
+                f"{self.guided}: guidance has no effect",
+                stacklevel=4,
+            )
 
     def noise(self, *purpose):
         """White noise of the latents' shape, an array on the device: row i holds the i-th numbers

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
 
@@ -58,8 +59,9 @@ class Ring:
             return
         self.file = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         pipes = [os.pipe() for _ in range(self.size)]  # number r leads from rank r to the next
-        # Ctrl-C waits until everyone knows which rank it is.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Ctrl-C waits until everyone knows which rank it is. (Only the main thread hears it.)
+        heard, main = [], threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, lambda *_: heard.append(1)) if main else None
         try:
             for rank in range(1, self.size):
                 with warnings.catch_warnings():
@@ -77,7 +79,10 @@ class Ring:
             for fd in {fd for pipe in pipes for fd in pipe} - {reading, writing}:
                 os.close(fd)
             self.source, self.sink = os.fdopen(reading, "rb"), os.fdopen(writing, "wb", 0)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            if main and self.rank == 0:
+                signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+                if heard:
+                    signal.raise_signal(signal.SIGINT)
 
     def send(self, token) -> None:
         """Pass a token (what JSON can hold) to the next rank."""

@@ -78,11 +78,38 @@ def test_a_word_of_several_tokens_has_their_sum(pipe):
 
 
 def test_maps_are_the_same_in_any_shards(pipe, monkeypatch):
-    _, _, whole = word_maps(pipe, PROMPTS * 3)
+    prompts = [f"a bold {digit}" for digit in range(6)]
+    _, _, whole = word_maps(pipe, prompts)
     monkeypatch.setattr(pipe.shards, "slices", lambda n: [slice(0, 2), slice(2, n)])
-    _, _, cut = word_maps(pipe, PROMPTS * 3)
+    _, _, cut = word_maps(pipe, prompts)
     for a, b in zip(whole, cut):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_every_layer_and_head_counts_as_much(pipe, monkeypatch):
+    """Three layers of two heads, each with all attention on one token or evenly on all."""
+    def unet(x, timestep, cond, recorder):
+        n, tokens = len(x), tiny.CONTEXT_LENGTH
+        for path, side, token in (("down_blocks.0.attn2", 8, 0), ("mid_block.attn2", 4, 1),
+                                  ("up_blocks.1.attn2", 8, 1), ("down_blocks.0.attn1", 8, 2)):
+            weights = np.zeros((n, 2, side * side, tokens), np.float32)
+            weights[:, 0, :, token] = 1
+            weights[:, 1] = 1 / tokens
+            recorder(path, weights)
+        return x
+
+    monkeypatch.setattr(pipe, "unet", unet)
+    plan_cond = np.zeros((2, tiny.CONTEXT_LENGTH, 16), np.float32)
+    maps = attention(pipe, np.zeros((2, 8, 8, 4), np.float32), 1.0, plan_cond)
+    evenly = 0.5 / tiny.CONTEXT_LENGTH
+    for token, share in ((0, 1 / 6), (1, 2 / 6), (2, 0.0), (3, 0.0)):
+        np.testing.assert_allclose(maps[:, token], share + evenly, atol=1e-5)
+
+
+def test_what_is_enlarged_is_not_negative(pipe):
+    weights = np.zeros((1, 64, 1), np.float32)
+    weights[0, 20] = 1
+    assert enlarged(pipe, weights, 8).min() == 0  # bicubic waves go below
 
 
 def test_maps_are_enlarged_in_place(pipe):
@@ -104,6 +131,8 @@ def test_overlap_by_hand():
     ink[:, :, :2] = True
     assert overlap(heat, ink) == pytest.approx([4 / 12, 1 / 8])
     assert overlap(heat, ink, threshold=0.2)[0] == pytest.approx(6 / 14)
+    heat[0, 2] = 5.45
+    assert overlap(heat, ink)[0] == pytest.approx(6 / 14)  # 0.4 by default
 
 
 def test_figure_has_a_row_a_prompt(pipe):
@@ -113,6 +142,12 @@ def test_figure_has_a_row_a_prompt(pipe):
     assert picture.width > 6 * 28 * 4 and picture.height > 2 * 28 * 4
     colours = np.asarray(picture).astype(int)
     assert (colours[..., 0] > colours[..., 2]).any()  # heat is red first
+    assert (colours[114:126, 114:] == 255).any()  # the words
+    # From a map's least value, so that one with a share everywhere is not all aglow.
+    shares = [np.full((1, 28, 28), 0.3)]
+    shares[0][0, 5, 5] = 0.5
+    cell = np.asarray(figure(np.full((1, 28, 28, 1), -1.0), [["a"]], shares))[2:114, 116:228]
+    assert (cell[4 * 20 :] == 0).all() and cell[4 * 5, 4 * 5].max() > 100
 
 
 def test_heat_over_a_picture():

@@ -115,3 +115,20 @@ def test_errors():
     for tolerances in ({"rtol": 0}, {"rtol": math.nan}, {"atol": -1}):
         with pytest.raises(ValueError, match="rtol >= 1e-12 and atol > 0"):
             log_likelihood(TWO.denoiser, x, **tolerances)
+
+
+def test_the_prior_at_a_low_level_holds_the_data_too():
+    """White data of deviation 2, of which much is left beside noise of 3."""
+    data = GaussianMixture([1], [[0.0, 0.0]], [4 * np.eye(2)])
+    x = data.sample(20, np.random.default_rng(0))
+    options = {"sigma_min": 0.01, "sigma_max": 3.0, "sigma_data": 2.0, "rtol": 1e-8, "atol": 1e-8}
+    found = log_likelihood(data.denoiser, x, **options)
+    np.testing.assert_allclose(found, data.log_density(x, 0.01), atol=1e-5)
+
+
+def test_the_brightest_value_stays_below_one():
+    class Highest:
+        def random(self, shape):
+            return np.full(shape, np.nextafter(1.0, 0))
+
+    assert dequantise(np.array([255]), Highest())[0] < 1

@@ -299,3 +299,9 @@ def test_configurations_survive_json(config):
         for name, value in dataclasses.asdict(config).items()
     }
     assert type(config)(**fields) == config
+
+
+@pytest.mark.parametrize("exponents", [(5000, 4), ("a", 4), (-1,), (1.5,)])
+def test_fourier_exponents_that_are_none(exponents):
+    with pytest.raises(ValueError, match="fourier_exponents must be whole numbers"):
+        UNetConfig(fourier_exponents=exponents)

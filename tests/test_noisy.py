@@ -5,10 +5,13 @@ import pytest
 from scipy.special import log_softmax
 
 from ldm_numpy import images, model_folder
+from ldm_numpy.data import mnist
 from ldm_numpy.editing import classifier_guided
 from ldm_numpy.gradcheck import vjp_errors
 from ldm_numpy.models.classifier import NoisyClassifier
+from ldm_numpy.parallel import Shards
 from ldm_numpy.tensor import Tensor
+from ldm_numpy.training.autoencoder import encode_moments
 
 from . import tiny
 
@@ -27,20 +30,6 @@ def test_log_probabilities_are_those_of_the_logits(classifier, rng):
     same = classifier.log_probability(Tensor(x), 0.7, classes).data  # one level for all
     each = classifier.log_probability(Tensor(x), np.full(5, 0.7), classes).data
     assert np.array_equal(same, each)
-
-
-def test_logits_of_any_size(classifier):
-    x = np.full((1, 8, 8, 4), 1e4, np.float32)
-    found = classifier.log_probability(Tensor(x), 1e-3, np.array([2])).data
-    assert np.isfinite(found).all() and (found <= 0).all()
-
-
-def test_noise_is_scaled_away_and_its_level_is_seen(classifier, rng):
-    """c_in x is what counts, and beside it the level."""
-    x, sigma = rng.standard_normal((2, 8, 8, 4)), np.array([0.5, 0.5])
-    first = classifier(x, sigma).data
-    other = classifier(x * np.sqrt(10 / 1.25), np.array([3.0, 3.0])).data
-    assert np.abs(first - other).max() > 1e-3  # the same x after scaling, another level
 
 
 def test_the_gradient_in_x(classifier):
@@ -110,15 +99,64 @@ def test_it_is_trained_and_exported_with_a_run(tmp_path, monkeypatch):
     assert [d.size for d in drawn] == [(28, 28)] * 2
 
 
+def test_an_unfinished_classifier_is_left_out_and_a_later_one_put_in(tmp_path, monkeypatch):
+    run = tiny.run_all(monkeypatch, tmp_path)
+    run.fit("autoencoder")
+    checkpoint = tmp_path / "noisy.safetensors"
+    checkpoint.write_bytes(b"half a file")
+    run.fit("clip")
+    with pytest.warns(UserWarning, match="without its noisy classifier"):
+        run.fit("unet")
+    folder = tmp_path / "model"
+    assert "noisy_classifier" not in model_folder.read_config(folder)
+    (folder / "metrics.json").write_text("{}")
+    checkpoint.unlink()
+    run.fit("noisy")
+    config = model_folder.read_config(folder)
+    assert isinstance(
+        model_folder.load_network(folder, config, "noisy_classifier"), NoisyClassifier
+    )
+    assert (folder / "metrics.json").read_text() == "{}"  # of the other networks, as before
+
+
+def test_training_shows_noised_latents_of_its_digits(monkeypatch):
+    """x = scale (mean + std z) + sigma n, and the digits' own labels: told by the least noise and
+    by the mean over many draws."""
+    stage = tiny.stage("noisy", P_mean=-4.0, P_std=0.5, batch_size=50)
+    labels, xs = [], []
+    stage.network = lambda x, sigma: xs.append(x) or Tensor(np.zeros((len(x), 10)))
+
+    def record(logits, labels_of):
+        labels.append(labels_of)
+        return Tensor(np.zeros(()))
+
+    monkeypatch.setattr("ldm_numpy.training.noisy.ops.softmax_cross_entropy", record)
+    own = encode_moments(stage.autoencoder, stage.train.images, 32, Shards(64, 1), "cpu")
+    mean, std = (0.8 * part for part in own)  # as tiny.stage has it
+    assert all(np.allclose(a, b) for a, b in zip((mean, std), stage.posteriors))
+    errors = []
+    for step in range(30):
+        stage.gradients(step, Whole(), [])
+        index = mnist.batch_indices(len(stage.train), 50, 0, step)
+        assert np.array_equal(labels[-1], stage.train.labels[index])
+        errors.append((xs[-1] - mean[index]) / std[index])
+    z = np.stack(errors)
+    assert z.std() == pytest.approx(1, abs=0.02) and abs(z.mean()) < 0.02
+    correlation = np.corrcoef(z.reshape(30, -1)) - np.eye(30)
+    assert np.abs(correlation).max() < 0.1
+
+
+class Whole:
+    """In the place of shards: the loss of the whole batch, and no gradient."""
+
+    def backward(self, loss, n, parameters):
+        return [loss(slice(0, n))[0].data]
+
+
 def test_training_draws_every_level_and_fresh_noise():
     stage = tiny.stage("noisy", P_mean=0.2, P_std=0.9, batch_size=100)
-    stage.before_steps()
     seen = []
     stage.network = lambda x, sigma: seen.append((x, sigma)) or Tensor(np.zeros((len(x), 10)))
-
-    class Whole:
-        def backward(self, loss, n, parameters):
-            return [loss(slice(0, n))[0].data]
 
     for step in range(10):
         stage.gradients(step, Whole(), [])

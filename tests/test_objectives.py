@@ -119,6 +119,30 @@ def test_explicit_and_denoising_score_matching_have_the_same_gradient(weighting)
     assert denoising_loss(Oracle(), x0, sigma, noise).item() > 0.05
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_explicit_score_matching_weighs_as_the_objective_does(objective):
+    sigma = np.array([0.3, 0.3, 3.0, 3.0])
+    x, scores = np.ones((4, 2)), np.zeros((4, 2))
+    D = Oracle()
+    D.objective = objective
+    weight = loss_weight(sigma[:, None], 1.0, objective)
+    wanted = (weight * (D(x, sigma) - x) ** 2).mean()
+    assert score_matching_loss(D, x, sigma, scores).item() == pytest.approx(wanted)
+
+
+def test_levels_that_a_process_does_not_reach():
+    short = VP(0.1, 1.0)
+    most = float(short.sigma(short.t_max))
+    D = as_denoiser(lambda x, t, cond: x, short, "epsilon")
+    D(np.ones((2, 2)), most)
+    for sigma in (40.0, np.array([0.1, 40.0])):
+        with pytest.raises(ValueError, match=r"VP ends at noise level 0\.8.*no time for 40"):
+            D(np.ones((2, 2)), sigma)
+    with pytest.raises(ValueError, match="VP ends at noise level"):
+        euler_maruyama(MIXTURE.denoiser, np.ones((2, 2)), [40.0, 0.1, 0.0],
+                       rng=np.random.default_rng(0), process=short)  # fmt: skip
+
+
 class Oracle:
     """The mixture's D, with the attributes of a Denoiser."""
 

@@ -701,3 +701,13 @@ def test_gaussian_kl_by_sampling(rng):
     z = mean + np.exp(logvar / 2) * rng.standard_normal((200_000, 2))
     log_ratio = -0.5 * (logvar + (z - mean) ** 2 / np.exp(logvar)) + 0.5 * z**2
     assert ops.gaussian_kl(mean, logvar) == pytest.approx(log_ratio.sum(1).mean(), rel=0.02)
+
+
+def test_fourier_features_are_waves(rng):
+    x = rng.standard_normal((2, 3, 2))
+    y = ops.fourier_features(x, (0, 3))
+    assert y.shape == (2, 3, 10)
+    waves = [x, np.sin(np.pi * x), np.sin(8 * np.pi * x), np.cos(np.pi * x), np.cos(8 * np.pi * x)]
+    np.testing.assert_allclose(y, np.concatenate(waves, axis=-1), atol=1e-12)
+    shifted = ops.fourier_features(x + 2 / 8, (3,))  # a period later
+    np.testing.assert_allclose(shifted[..., 2:], ops.fourier_features(x, (3,))[..., 2:], atol=1e-9)

@@ -258,3 +258,8 @@ def test_errors(options):
 def test_a_shard_that_needs_no_gradient_says_so(data):
     with pytest.raises(ValueError, match="nothing that requires a gradient"):
         Shards(4, 2).backward(lambda rows: [Tensor(data[0][rows]).mean()], N, [])
+
+
+def test_batches_of_different_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"different sizes: \[2, 3\]"):
+        Shards(1).forward(lambda a, b: a, np.zeros(2), np.zeros(3))

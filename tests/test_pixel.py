@@ -9,7 +9,7 @@ from ldm_numpy import model_folder
 from ldm_numpy.backend import generator
 from ldm_numpy.data import mnist
 from ldm_numpy.diffusion.likelihood import dequantise
-from ldm_numpy.evaluation import evaluate
+from ldm_numpy.evaluation import evaluate, verdict
 from ldm_numpy.models.autoencoder import PixelSpace, PixelSpaceConfig
 from ldm_numpy.models.unet import UNet
 from ldm_numpy.pixel_likelihood import digit_bits, histogram_bits
@@ -32,6 +32,12 @@ def test_pixel_space_is_a_permutation(rng):
     np.testing.assert_allclose(space.decode(latents).data, x, atol=1e-12)
     assert (log_variance.data == -30).all()
     assert space.count_parameters() == 0
+
+
+@pytest.mark.parametrize("mean", ["x", None, float("nan")])
+def test_a_mean_that_is_none(mean):
+    with pytest.raises(ValueError, match="mean must be a finite number"):
+        PixelSpaceConfig(mean=mean)
 
 
 @pytest.mark.parametrize("field", ["channels", "patch_size"])
@@ -113,14 +119,39 @@ def test_likelihood_is_for_models_of_pixels(digits):
         digit_bits(tiny.text_to_image(), digits, 0)
     with pytest.raises(ValueError, match="model of pixels"):
         evaluate(likelihood=2)  # of the shipped model, before any work
-    with pytest.raises(ValueError, match="likelihood must be a whole number >= 0"):
-        evaluate(likelihood=-1)
+    for number, least in ((-1, 0), (1, 2)):
+        with pytest.raises(ValueError, match=f"likelihood must be a whole number >= {least}"):
+            evaluate(likelihood=number)
+
+
+def test_evaluate_tells_the_mean_and_its_standard_error(monkeypatch, digits):
+    """Of digits drawn from all of the test set, and the same ones for both models."""
+    seen = []
+
+    def fake(pipe, pictures, seed):
+        seen.append(pictures)
+        return np.arange(len(pictures)) / 4
+
+    def plain(train, pictures):
+        assert np.array_equal(pictures, seen[0]) and len(train) == 60_000
+        return np.full(len(pictures), 2.0)
+
+    monkeypatch.setattr("ldm_numpy.evaluation.digit_bits", fake)
+    monkeypatch.setattr("ldm_numpy.evaluation.histogram_bits", plain)
+    monkeypatch.setattr("ldm_numpy.evaluation.draw", lambda pipe, texts, *_: np.resize(
+        mnist.to_float(digits), (len(texts), 28, 28, 1)))  # fmt: skip
+    found = evaluate(model_folder.SHIPPED / "pixel", per_combination=1, frechet_samples=50,
+                     likelihood=9)  # fmt: skip
+    assert found["bits_per_dimension"] == 1.0 and found["bits_of_histograms"] == 2.0
+    assert found["bits_standard_error"] == pytest.approx(np.std(np.arange(9) / 4, ddof=1) / 3)
+    assert not np.array_equal(seen[0], mnist.load("test")[0][:9])
+    assert "1.0000   standard error 0.2282; 2.0000 by" in "\n".join(verdict(found))
 
 
 def test_bits_of_histograms_by_hand():
     train = np.zeros((3, 1, 2), np.uint8)
-    train[0, 0] = 7
+    train[0, 0, 0], train[:, 0, 1] = 7, 7
     digits = np.array([[[0, 7]], [[9, 9]]], np.uint8)
     found = histogram_bits(train, digits, uniform=256.0)
-    wanted = [(-math.log2(3 / 259) - math.log2(2 / 259)) / 2, -math.log2(1 / 259)]
+    wanted = [(-math.log2(3 / 259) - math.log2(4 / 259)) / 2, -math.log2(1 / 259)]
     assert found == pytest.approx(wanted)

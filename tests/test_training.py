@@ -671,3 +671,56 @@ def test_the_steps_asked_for(whole):
     assert stages.clip().config.steps == 2 and stages.classifier("reader").config.steps == 6
     reader, perceptual = stages.classifier("reader"), stages.classifier("perceptual")
     assert reader.seed != perceptual.seed  # nothing in common
+
+
+# Other objectives --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["unet", "pixel"])
+def test_an_objective_goes_from_the_run_to_the_model(kind, tmp_path, monkeypatch):
+    """What is trained for it says so, and is sampled as that."""
+    run = tiny.run_all(monkeypatch, tmp_path, objective="v", weighting="min_snr")
+    for name in ("autoencoder", "clip", kind):
+        run.fit(name)
+    stage = run.build(kind)
+    assert stage.denoiser.objective == stage.pipeline.denoiser.objective == "v"
+    assert stage.describe()["pipeline"]["objective"] == stage.describe()["objective"] == "v"
+    pipe = model_folder.load(tmp_path / training.MODELS[kind])
+    assert pipe.config.objective == pipe.denoiser.objective == "v"
+    prompts = {"num_inference_steps": 4, "sampler": "euler"}
+    latents = pipe.sample(["3"], **prompts)
+    pipe.denoiser.objective = "edm"
+    assert np.abs(latents - pipe.sample(["3"], **prompts)).max() > 1e-3
+
+
+@pytest.mark.parametrize("objective", ["edm", "epsilon", "x0", "v", "flow"])
+@pytest.mark.parametrize("weighting", ["target", "likelihood", "min_snr"])
+def test_the_logged_loss_of_zero_is_one_where_it_is_logged(objective, weighting):
+    stage = tiny.stage("unet-frozen", objective=objective, weighting=weighting, batch_size=200)
+    usual = (objective, weighting) == ("edm", "target")
+    assert stage.baselines == ({"loss": 1.0} if usual else {})
+    if usual:  # white data, and a network whose last layer is still zero
+        stage.posteriors = tuple(np.full((400, 8, 8, 4), v, np.float32) for v in (0, 1))
+        values = stage.gradients(0, Shards(50, 1), list(stage.network.parameters()))
+        assert float(values[0]) == pytest.approx(1, abs=0.02)
+
+
+def test_each_row_of_a_shard_has_its_own_caption(monkeypatch):
+    """What D is given beside row i of the batch are the token states of caption i."""
+    stage = tiny.stage("unet-frozen")
+    texts = texts_of(stage, monkeypatch, 1)[0]
+    seen = {}
+
+    def record(D, x0, sigma, noise, cond, weighting):
+        seen.update({float(s): states for s, states in zip(sigma, cond)})
+        return Tensor(np.zeros((), np.float32), requires_grad=True)
+
+    monkeypatch.setattr("ldm_numpy.training.unet.denoising_loss", record)
+
+    class Slices:
+        def backward(self, loss, n, parameters):
+            return [loss(slice(i, min(i + 8, n)))[0].data for i in range(0, n, 8)]
+
+    stage.gradients(0, Slices(), [])
+    for text, states in zip(texts, (seen[s] for s in sorted(seen))):  # levels rise in a batch
+        np.testing.assert_array_equal(states, stage.conditions([text])[0])

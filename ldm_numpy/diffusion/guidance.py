@@ -88,7 +88,7 @@ def classifier_guide(D, log_probability, guidance_scale: float, interval=EVERYWH
 
     By Bayes' rule grad log p(x | c) = grad log p(x) + grad log p(c | x): with scale 1 an
     unconditional D becomes the conditional one, and larger scales go past it, as with `guide`.
-    Dhariwal and Nichol 2021, "Diffusion models beat GANs on image synthesis", eq. 10.
+    Dhariwal and Nichol 2021, "Diffusion models beat GANs on image synthesis", section 4.2.
 
     Args:
         D: of no condition, or of its own: it is given `cond` too

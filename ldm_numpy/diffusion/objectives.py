@@ -33,7 +33,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..backend import array_module
-from .process import Process, along
+from .process import Process, along, checked_time
 
 
 class Objective(NamedTuple):
@@ -120,12 +120,13 @@ def target(prediction: str, process: Process, t):
 def as_denoiser(network, process: Process, prediction: str):
     """The D of a network that was trained under a process: network(x_t, t, cond) -> T.
 
-    It can then be sampled under any other. Raises ValueError for an unknown prediction.
+    It can then be sampled under any other. Raises ValueError for an unknown prediction, and D
+    does for levels that the process does not reach.
     """
     known("prediction", prediction, PREDICTIONS)
 
     def D(x, sigma, cond=None):
-        t = process.time(sigma)
+        t = checked_time(process, sigma)
         alpha, beta = target(prediction, process, t)
         answer = network(x * along(process.s(t), x), t, cond)
         return (answer * along(sigma, x) - x * along(beta, x)) / along(alpha * sigma - beta, x)

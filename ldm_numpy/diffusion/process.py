@@ -315,6 +315,20 @@ def along(value, x):
     return value.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
+def checked_time(process: Process, sigma):
+    """`process.time(sigma)`; ValueError for levels beyond its largest, which no model of it knows.
+
+    Values on a GPU are taken as they are: looking at them would make the host wait.
+    """
+    most = float(process.sigma(process.t_max))
+    if array_module(sigma) is np and np.max(sigma) > most * (1 + 1e-6):
+        raise ValueError(
+            f"{type(process).__name__} ends at noise level {most:g}: it has no time for "
+            f"{np.max(sigma):g}"
+        )
+    return process.time(sigma)
+
+
 def checked_levels(sigma_min: float, sigma_max: float) -> None:
     """ValueError unless 0 < sigma_min < sigma_max, both finite."""
     if not 0 < sigma_min < sigma_max < math.inf:

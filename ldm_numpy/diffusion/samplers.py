@@ -42,7 +42,7 @@ from scipy.integrate import solve_ivp
 
 from ..backend import array_module, to_host
 from .denoiser import score
-from .process import VE, Process
+from .process import VE, Process, checked_time
 
 
 def euler(D, x, sigmas, cond=None, *, rng=None, callback=None):
@@ -246,15 +246,15 @@ def euler_maruyama(
         x_t <- x_t + (t_next - t) (f x_t - g^2 score) + g sqrt(t - t_next) z,      x_t = s(t) x
 
     A last level of 0 lands on D. Song et al. 2021, eq. 6; order 1 in distribution. `process`: by
-    default VE, whose scale is 1.
+    default VE, whose scale is 1. Raises ValueError for levels that the process does not reach.
     """
-    process = process or VE()
-    noise = _noise("euler_maruyama", x, rng)
-    for step, sigma, sigma_next in _steps(sigmas):
+    noise, steps = _noise("euler_maruyama", x, rng), _steps(sigmas)
+    process = process or VE(sigma_max=max(80.0, steps[0][1]))
+    for step, sigma, sigma_next in steps:
         if sigma_next == 0:
             x = D(x, sigma, cond)
         else:
-            t, t_next = process.time(sigma), process.time(sigma_next)
+            t, t_next = checked_time(process, sigma), process.time(sigma_next)
             scaled = process.s(t) * x
             scaled = scaled + (t_next - t) * process.reverse_drift(D, scaled, t, cond)
             scaled = scaled + process.diffusion(t) * math.sqrt(t - t_next) * noise()

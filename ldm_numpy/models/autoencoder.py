@@ -5,6 +5,7 @@ decoder of Rombach et al. 2022. The latent of an image is a Gaussian for each el
 its mean and the logarithm of its variance.
 """
 
+import math
 from dataclasses import dataclass
 
 from .. import ops
@@ -215,6 +216,8 @@ class PixelSpaceConfig:
     def __post_init__(self):
         if min(self.channels, self.patch_size) < 1:
             raise ValueError("PixelSpaceConfig: channels and patch_size start at 1")
+        if not isinstance(self.mean, int | float) or not math.isfinite(self.mean):
+            raise ValueError(f"PixelSpaceConfig: mean must be a finite number, not {self.mean!r}")
 
     @property
     def latent_channels(self) -> int:

@@ -46,6 +46,11 @@ class UNetConfig:
         object.__setattr__(self, "fourier_exponents", tuple(self.fourier_exponents))
         object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
         object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
+        if not all(isinstance(n, int) and 0 <= n <= 16 for n in self.fourier_exponents):
+            raise ValueError(
+                "UNetConfig: fourier_exponents must be whole numbers 0 ... 16, not "
+                f"{self.fourier_exponents}"
+            )
         levels = len(self.block_out_channels)
         if levels == 0 or len(self.attention_levels) != levels:
             raise ValueError(

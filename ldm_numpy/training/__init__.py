@@ -24,7 +24,7 @@ from .autoencoder import AutoencoderStage, AutoencoderStageConfig
 from .classifier import ClassifierStage
 from .clip import CLIPStage, train_tokenizer
 from .dataset import Digits
-from .export import export
+from .export import add_noisy, export
 from .loop import Stage, StageConfig, finished, load_trained, run
 from .noisy import NoisyClassifierStage, NoisyStageConfig
 from .pixel import PixelStage, pixel_moments
@@ -171,7 +171,6 @@ class Run:
                 padded_size=autoencoder.padded_size,
                 latent_size=autoencoder.padded_size // autoencoder.network.config.downsampling,
                 latent_scale=measured["latent_scale"],
-                objective=self.unet_config.objective,
             ),
             autoencoder.network,
             *self.text(),
@@ -191,7 +190,6 @@ class Run:
                 padded_size=mnist.SIDE,
                 latent_size=mnist.SIDE // space.downsampling,
                 latent_scale=1 / deviation,
-                objective=self.pixel_config.objective,
             ),
             PixelSpace(space),
             *self.text(),
@@ -235,8 +233,8 @@ class Run:
         return stage
 
     def fit(self, what: str, resume: bool = False) -> None:
-        """Train one stage, or "all" of them; "unet" leaves the model folder `model`, and "pixel"
-        the model folder `pixel`.
+        """Train one stage, or "all" of them; "unet" leaves the model folder `model`, "pixel"
+        the model folder `pixel`, and "noisy" adds to the first what it has trained.
 
         Raises ValueError before any work if a checkpoint would be overwritten, an earlier stage is
         missing, or the data cannot be read.
@@ -270,6 +268,8 @@ class Run:
                 )
         for name in MODELS.keys() & set(names):
             export(self.folder, self.folder / MODELS[name], name)
+        if "noisy" in names and (self.folder / "model" / "config.json").is_file():
+            add_noisy(self.folder, self.folder / "model")
 
 
 def prepare_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """From a run's checkpoints to a model folder."""
 
+import warnings
 from pathlib import Path
 
 from .. import model_folder
@@ -18,7 +19,7 @@ def export(run: str | Path, out: str | Path, denoiser: str = "unet") -> None:
 
     Weights come from the checkpoints, the tokenizer from its file, and how to sample from
     PipelineConfig's defaults; no data is needed. A classifier of noised latents goes along where
-    the run has one. Raises ValueError where a stage is missing or
+    the run has a finished one. Raises ValueError where a stage is missing or
     unfinished.
     """
     run = Path(run)
@@ -43,10 +44,6 @@ def export(run: str | Path, out: str | Path, denoiser: str = "unet") -> None:
         weights["autoencoder"] = averaged(arrays["autoencoder"], "autoencoder")
     else:
         configs["pixel_space"] = options[denoiser]["pixel_space"]
-    if denoiser == "unet" and (run / "noisy.safetensors").is_file():
-        noisy, metadata = finished(run / "noisy.safetensors")
-        weights["noisy_classifier"] = averaged(noisy, "noisy_classifier")
-        configs["noisy_classifier"] = metadata["options"]["network"]
     if options[denoiser]["text_encoder"] == "joint":
         weights["text_encoder"] = averaged(arrays[denoiser], "text_encoder")
     else:
@@ -55,6 +52,18 @@ def export(run: str | Path, out: str | Path, denoiser: str = "unet") -> None:
     decided = options[denoiser]["pipeline"]  # a run of an earlier version may lack some
     settings = PipelineConfig(**{name: decided[name] for name in TRAINED if name in decided})
     model_folder.save(out, weights, configs, tokenizer, settings)
+    if denoiser == "unet" and (run / "noisy.safetensors").is_file():
+        try:
+            add_noisy(run, out)
+        except ValueError as error:
+            warnings.warn(f"without its noisy classifier: {error}", stacklevel=2)
+
+
+def add_noisy(run: str | Path, out: str | Path) -> None:
+    """Put the run's classifier of noised latents into a model folder; ValueError if unfinished."""
+    arrays, metadata = finished(Path(run) / "noisy.safetensors")
+    weights = averaged(arrays, "noisy_classifier")
+    model_folder.add(out, "noisy_classifier", weights, metadata["options"]["network"])
 
 
 def averaged(arrays: dict, network: str, separator: str = "/") -> dict:

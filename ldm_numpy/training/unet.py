@@ -51,7 +51,8 @@ class UNetStageConfig(StageConfig):
 
 
 class UNetStage(Stage):
-    """The EDM loss on scaled latents. An answer of zero has loss 1 at every noise level.
+    """The denoising loss on scaled latents. With the usual objective and weighting, an answer of
+    zero has loss 1 at every noise level.
 
     Images are encoded once; each step draws latents from their posteriors, noise levels, noise,
     captions, and which captions to drop.
@@ -73,6 +74,7 @@ class UNetStage(Stage):
         device: str = "cpu",
         threads: int | None = None,
     ):
+        settings = dataclasses.replace(settings, objective=config.objective)
         self.config, self.settings, self.seed, self.device = config, settings, seed, device
         self.tokenizer, self.text_encoder = tokenizer, text_encoder.to(device)
         self.train = train.captioned()
@@ -83,7 +85,8 @@ class UNetStage(Stage):
         if self.learns_text:
             self.networks["text_encoder"] = text_encoder
         self.known_states: dict[str, np.ndarray] = {}  # of a frozen text encoder, (T, D)
-        self.baselines = {"loss": 1.0}
+        usual = (config.objective, config.weighting) == ("edm", "target")
+        self.baselines = {"loss": 1.0} if usual else {}
         self.denoiser = Denoiser(self.network, settings.sigma_data, settings.objective)
         self.pipeline = TextToImage(
             self.network, autoencoder, text_encoder, tokenizer, settings, device, threads
