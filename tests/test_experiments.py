@@ -80,7 +80,8 @@ def test_the_page_of_all_experiments(tmp_path):
                 row = {"digits": 200, "bits": 1.36, "standard_error": 0.02, "histograms": 1.64}
             if experiment in ("editing", "words"):
                 row = {"relative_error": 0.01 * i, "digit": 0.2, "slant": 0.9, "a": 0.1,
-                       "samples": 200, "kept": True, "digit_minus_a": 0.01, "standard_error": 0.001}  # fmt: skip
+                       "samples": 200, "kept": True, "digit_minus_a": 0.01,
+                       "standard_error": 0.001}  # fmt: skip
             results[experiment][name] = row
     results["composition"] = {"held-out": dict.fromkeys(("held_out", "rest"), QUALITY)}
     results["memory"] = {"nearest": {k: {f"quantile_{q}": 3.5 for q in (1, 10, 50, 90)}
