@@ -327,9 +327,11 @@ def memory_row(context: Context) -> dict:
         found[name] = {f"quantile_{q}": round(float(np.quantile(distance, q / 100)), 2)
                        for q in (1, 10, 50, 90)}  # fmt: skip
         if name == "samples":
-            closest = distance[:, 0].argsort()[:10]
+            digits = bench.wanted(index)[0]
+            order = distance[:, 0].argsort()
+            closest = [order[digits[order] == digit][0] for digit in range(10)]
             pairs = np.concatenate([pictures[closest], train[place[closest, 0]]])
-            rows = ["the ten samples nearest to a training digit", "that digit"]
+            rows = ["samples nearest to a training digit", "that digit"]
             context.save(images.grid(pairs, 10, 2, row_labels=rows), "memory")
     return found
 
