@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from ldm_numpy.checkpoint import write_atomically
 
@@ -29,9 +30,8 @@ ACCURACY = (
 QUALITY = (*ACCURACY, ("distance", lambda r: f"{r['frechet']:.2f}"), ("in floors", floors))
 THOROUGH = (
     *QUALITY,
-    ("kernel distance x 1000",
-     lambda r: f"{1e3 * r['kernel']:.2f} ({1e3 * r['kernel_low']:.2f} ... "
-     f"{1e3 * r['kernel_high']:.2f})"),
+    ("kernel distance",
+     lambda r: f"{r['kernel']:.2f} ({r['kernel_low']:.2f} ... {r['kernel_high']:.2f})"),
     ("precision", lambda r: f"{r['precision']:.2f}"),
     ("recall", lambda r: f"{r['recall']:.2f}"),
     ("CLIP score", lambda r: f"{r['clip_score']:.3f}"),
@@ -64,14 +64,21 @@ def table(columns, rows: dict[str, dict], experiment: str) -> list[str]:
 def plain_table(rows: dict[str, dict], experiment: str) -> list[str]:
     """A table of whatever numbers the rows have."""
     titles = list(dict.fromkeys(key for row in rows.values() for key in row))
-    columns = [(key.replace("_", " "), lambda r, key=key: shown(key, r.get(key))) for key in titles]
+    shares = ACCURACIES if experiment != "words" else ()
+    columns = [
+        (key.replace("_", " "), lambda r, key=key: shown(r.get(key), key in shares))
+        for key in titles
+    ]
     return table(columns, rows, experiment)
 
 
-def shown(key: str, value) -> str:
+ACCURACIES = ("digit", "slant", "stroke", "all", "held_out", "rest")
+
+
+def shown(value, share: bool) -> str:
     if value is None:
         return ""
-    if key in ("digit", "slant", "stroke", "all", "held_out", "rest"):
+    if share:
         return percent(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -103,7 +110,9 @@ def samplers_figure(rows: dict) -> Figure:
               title="digit, slant and stroke as asked, %")  # fmt: skip
     for axes in (left, right):
         axes.set_xticks([5, 10, 20, 40, 80], ["5", "10", "20", "40", "80"])
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
+    for ticks in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        ticks("{x:g}")
     right.legend(fontsize="small", loc="lower right")
     return figure
 
@@ -119,7 +128,7 @@ def guidance_figure(rows: dict) -> Figure:
         axes.plot(x, y, "o-", label=label)
         for scale, *at in zip(points, x, y):
             axes.annotate(scale, at, textcoords="offset points", xytext=(5, -9), fontsize="small")
-    axes.set(xscale="log", xlabel="Fréchet distance, in floors (1 is perfect)",
+    axes.set(xlabel="Fréchet distance, in floors (1 is perfect)",
              ylabel="digit, slant and stroke as asked, %")  # fmt: skip
     axes.legend(title="guidance")
     return figure
@@ -164,7 +173,8 @@ def tables(experiment: str, rows: dict) -> list[str]:
     lines = []
     if columns:
         known = {name: row for name, row in rows.items() if "frechet" in row}
-        lines += [*table(columns, known, experiment), ""]
+        if known:
+            lines += [*table(columns, known, experiment), ""]
         rows = {name: row for name, row in rows.items() if name not in known}
     groups = {}
     for name, row in rows.items():

@@ -104,7 +104,8 @@ def edits(rows: dict) -> str:
         row = rows["slant-0.6"]
         lines.append(f"""`slant-STRENGTH` turns {row["samples"]} leaning digits the other way by image to image: at 0.6,
 {percent(row["slant"])} lean as asked and {percent(row["digit"])} are the same digit still. Below, too little
-noise is added to hide the old slant; above, more and more of the old digit is lost.""")
+noise is added to hide the old slant; above, digits stay, for the prompt names them. How much of the old
+hand is left is not measured.""")
     if {"inversion-heun-50", "inversion-euler-50"} <= rows.keys():
         heun, euler = (rows[f"inversion-{name}-50"]["relative_error"] for name in ("heun", "euler"))
         lines.append(f"""`inversion-METHOD-STEPS` takes latents to noise and back, without guidance: with 50 steps the
@@ -119,14 +120,14 @@ def words(rows: dict) -> str:
     )  # fmt: skip
     return f"""Cross-attention as a map for each word (Tang et al. 2022), and its overlap with the ink
 (intersection over union, the map cut at 0.4 of its range), 200 samples of "a bold ... leaning left". The
-digit's word and "a" have: {both}. The words of stroke and slant cover the ink as well as the digit's or
-better: they, too, are about strokes. 8x8 latents make coarse maps."""
+digit's word and "a" have: {both}. The words of stroke and slant cover the ink about as well as the
+digit's: they, too, are about strokes. 8x8 latents make coarse maps, and no overlap is large."""
 
 
 def memory(rows: dict) -> str:
     samples, test = (rows["nearest"][name] for name in ("samples", "test"))
     verdict = "no nearer than" if samples["quantile_10"] > 0.9 * test["quantile_10"] else "nearer than"
-    return f"""The distance to the nearest training digit, in pixels: samples are {verdict} unseen test digits are
+    return f"""The distance to the nearest training digit, in pixels: samples are {verdict} unseen test digits
 (the nearest tenth: {samples["quantile_10"]:.2f} and {test["quantile_10"]:.2f})."""
 
 
