@@ -122,8 +122,16 @@ def images_side(config: AutoencoderConfig) -> int:
     return -(-mnist.SIDE // step) * step
 
 
-def encode_moments(network: AutoencoderKL, digits, padded_size: int, shards: Shards, device: str):
-    """Mean and standard deviation of the latents of digits (N, 28, 28) uint8, on the host."""
+def encode_moments(
+    network: AutoencoderKL,
+    digits,
+    padded_size: int,
+    shards: Shards,
+    device: str,
+    scale: float = 1.0,
+):
+    """Mean and standard deviation of the latents of digits (N, 28, 28) uint8, each times `scale`,
+    on the host."""
 
     def moments(digits):
         pixels = to_device(images.pad_to(mnist.to_float(digits), padded_size), device)
@@ -131,6 +139,7 @@ def encode_moments(network: AutoencoderKL, digits, padded_size: int, shards: Sha
         return np.concatenate([to_host(mean.data), np.exp(to_host(logvar.data) * 0.5)], axis=-1)
 
     both = shards.forward(moments, digits)  # (N, h, w, 2C)
+    both *= both.dtype.type(scale)
     channels = both.shape[-1] // 2
     return both[..., :channels], both[..., channels:]
 

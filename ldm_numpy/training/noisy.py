@@ -60,11 +60,14 @@ class NoisyClassifierStage(Stage):
     @cached_property
     def posteriors(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of every training image's scaled latent, (N, h, w, C)."""
-        shards = Shards(64 if self.device == "cpu" else None)
-        mean, std = encode_moments(
-            self.autoencoder, self.train.images, self.padded_size, shards, self.device
+        return encode_moments(
+            self.autoencoder,
+            self.train.images,
+            self.padded_size,
+            Shards(64 if self.device == "cpu" else None),
+            self.device,
+            self.latent_scale,
         )
-        return mean * self.latent_scale, std * self.latent_scale
 
     def describe(self) -> dict:
         own = {"network": dataclasses.asdict(self.network.config)}

@@ -98,16 +98,14 @@ class UNetStage(Stage):
     @cached_property
     def posteriors(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of every training image's scaled latent, (N, h, w, C)."""
-        mean, std = encode_moments(
+        return encode_moments(
             self.pipeline.autoencoder,
             self.train.images,
             self.settings.padded_size,
             self.pipeline.shards,
             self.device,
+            self.settings.latent_scale,
         )
-        mean *= self.settings.latent_scale
-        std *= self.settings.latent_scale
-        return mean, std
 
     def describe(self) -> dict:
         networks = {"network": dataclasses.asdict(self.network.config)}
