@@ -5,7 +5,7 @@ RUN    ?= runs/mnist
 BIN    := .venv/bin
 export PROMPT
 
-.PHONY: train-mnist sample evaluate bench experiments test test-slow lint clean
+.PHONY: train-mnist sample evaluate bench experiments lessons test test-slow lint clean
 
 train-mnist: .venv/ready .venv/gpu
 	$(BIN)/python -m ldm_numpy train all --out "$(RUN)" --seed 0 --resume
@@ -24,8 +24,23 @@ bench: .venv/bench
 experiments: .venv/dev
 	$(BIN)/python -m benchmarks.experiments --base "$(RUN)" $(EXPERIMENTS)
 
+# Run the lessons and bring their outputs and figures up to date; make lesson-05 for one.
+lessons: .venv/lessons
+	$(BIN)/python -m lessons.run
+
+lesson-%: .venv/lessons
+	$(BIN)/python -m lessons.run $*
+
+notebook-%: .venv/lessons
+	$(BIN)/python -m lessons.notebook $*
+
+# Check what was written into lessons/exercises/.
+exercise-%: .venv/ready
+	$(BIN)/python -m lessons.check $*
+
 test: .venv/dev lint
 	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m lessons.run --check
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
@@ -40,7 +55,11 @@ lint: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/dev: requirements-dev.txt .venv/ready
+.venv/lessons: lessons/requirements.txt .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r lessons/requirements.txt
+	touch $@
+
+.venv/dev: requirements-dev.txt .venv/lessons
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

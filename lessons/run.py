@@ -1,0 +1,206 @@
+"""python -m lessons.run [LESSON ...] [--check]: run the lessons' code.
+
+A lesson is a Markdown page. Its `python` fences run in order, in one namespace, each lesson in a
+process of its own; the `output` fence after one holds what it prints, the figures it saves lie in
+lessons/figures/. A run brings both up to date. With --check nothing is written: what is not up to
+date is an error. Numbers may differ by the tolerance of the fence, written behind its name:
+`output rtol=0.2`. Ends with a table of times.
+"""
+
+import argparse
+import contextlib
+import io
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+LESSONS = Path(__file__).resolve().parent
+ROOT = LESSONS.parent
+FENCE = re.compile(r"^```(\w*)[ \t]*([^\n`]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
+RTOL, ATOL = 1e-2, 1e-6  # of numbers with a decimal point or an exponent
+PICTURE = 2.0  # grey levels (of 255), on average, that two drawings of one figure may differ by
+SECONDS = 30.0  # that a lesson may take
+
+
+@dataclass
+class Fence:
+    """A fenced block: its language, the words behind it, its text; where it begins and ends."""
+
+    language: str
+    options: str
+    text: str
+    start: int
+    end: int
+    line: int  # of its first line of text, counted from 1
+
+
+def fences(page: str) -> list[Fence]:
+    return [
+        Fence(*match.groups(), *match.span(), page.count("\n", 0, match.start(3)) + 1)
+        for match in FENCE.finditer(page)
+    ]
+
+
+def pages() -> dict[str, Path]:
+    """The lessons by their two digits, in order."""
+    return {path.name[:2]: path for path in sorted(LESSONS.glob("[0-9][0-9]_*.md"))}
+
+
+def differs(expected: str, found: str, rtol: float | None = None) -> bool:
+    """Whether two outputs differ: in words, in whole numbers (unless `rtol` is given), or in other
+    numbers by more than `rtol`, 1e-6 and one unit of the last decimal shown."""
+    if [t.split() for t in NUMBER.split(expected)] != [t.split() for t in NUMBER.split(found)]:
+        return True
+    for a, b in zip(NUMBER.findall(expected), NUMBER.findall(found)):
+        if rtol is None and not re.search(r"[.eE]", a + b):
+            if a != b:
+                return True
+            continue
+        x, y = float(a), float(b)
+        decimals = re.search(r"\.(\d+)$", a)
+        atol = max(ATOL, 1.01 * 10.0 ** -len(decimals[1]) if decimals else 0.0)
+        if abs(x - y) > atol + (RTOL if rtol is None else rtol) * max(abs(x), abs(y)):
+            return True
+    return False
+
+
+def tolerance(fence: Fence) -> float | None:
+    found = re.fullmatch(r"rtol=(\S+)", fence.options.strip())
+    if fence.options.strip() and not found:
+        raise ValueError(f"line {fence.line - 1}: output {fence.options!r}; write rtol=NUMBER")
+    return float(found[1]) if found else None
+
+
+def execute(path: Path, figures: Path, check: bool) -> tuple[str, list[str]]:
+    """Run a page; figures go to `figures`. Returns the page with outputs that are up to date, and
+    what differed. Raises ValueError where its code does."""
+    from lessons import plots
+
+    plots.folder = figures
+    page = path.read_text(encoding="utf-8")
+    blocks = fences(page)
+    namespace = {"__name__": "__main__"}
+    renewed, at, stale = [], 0, []
+    for i, block in enumerate(blocks):
+        if block.language != "python":
+            continue
+        printed = io.StringIO()
+        code = "\n" * (block.line - 1) + block.text
+        try:
+            with contextlib.redirect_stdout(printed):
+                exec(compile(code, str(path), "exec"), namespace)
+        except Exception as error:
+            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__)
+                     if f.filename == str(path)]  # fmt: skip
+            line = lines[-1] if lines else getattr(error, "lineno", block.line)
+            name = type(error).__name__
+            raise ValueError(f"{path.name}:{line}: {name}: {error}") from error
+        found = printed.getvalue().rstrip("\n")
+        found = "\n".join(line.rstrip() for line in found.split("\n"))
+        follows = blocks[i + 1] if i + 1 < len(blocks) else None
+        shown = follows if follows is not None and follows.language == "output" else None
+        if shown is None and not found:
+            continue
+        rtol = tolerance(shown) if shown else None
+        if shown and found and not differs(shown.text, found, rtol if check else None):
+            continue
+        stale.append(f"{path.name}:{block.line}: the output of this code is not what the page says")
+        fresh = f"```output {shown.options}".rstrip() if shown else "```output"
+        fresh = f"{fresh}\n{found}\n```" if found else ""
+        before = page[at : shown.start if shown else block.end]
+        renewed += [before, fresh if shown else f"\n\n{fresh}"]
+        at = shown.end if shown else block.end
+    return "".join(renewed) + page[at:], stale
+
+
+def alike(a: Path, b: Path, most: float) -> bool:
+    """Whether two pictures or animations differ by at most so many grey levels, on average."""
+    first, second = Image.open(a), Image.open(b)
+    if first.size != second.size or getattr(first, "n_frames", 1) != getattr(second, "n_frames", 1):
+        return False
+    for one, other in zip(ImageSequence.Iterator(first), ImageSequence.Iterator(second)):
+        pixels = [np.asarray(frame.convert("RGB"), np.float32) for frame in (one, other)]
+        if np.abs(pixels[0] - pixels[1]).mean() > most:
+            return False
+    return True
+
+
+def run(path: Path, check: bool) -> list[str]:
+    """Run a lesson; returns what was not up to date. Unless `check`, it is then."""
+    kept = LESSONS / "figures"
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder)
+        page, stale = execute(path, drawn, check)
+        if stale and not check:
+            path.write_text(page, encoding="utf-8")
+        fresh = {file.name for file in drawn.iterdir()}
+        for name in sorted(fresh):
+            if not (kept / name).is_file() or not alike(
+                drawn / name, kept / name, PICTURE if check else PICTURE / 100
+            ):
+                stale.append(f"figures/{name} is not what {path.name} draws")
+                if not check:
+                    (kept / name).write_bytes((drawn / name).read_bytes())
+    for name in sorted(f.name for f in kept.glob(f"{path.name[:2]}_*")):
+        if name not in fresh:
+            stale.append(f"figures/{name}: no code of {path.name} draws it")
+    return stale
+
+
+def alone(path: Path, check: bool) -> int:
+    """Run one lesson in this process, with warnings as errors."""
+    from ldm_numpy.backend import tune_cpu
+
+    warnings.simplefilter("error")
+    tune_cpu()
+    try:
+        stale = run(path, check)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for line in stale:
+        print(line if check else f"renewed: {line}", file=sys.stderr)
+    return int(check and bool(stale))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lessons.run", description=__doc__)
+    parser.add_argument("lessons", nargs="*", metavar="LESSON", help="05, say; without: all")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    known = pages()
+    unknown = [name for name in options.lessons if name not in known]
+    if unknown:
+        print(f"error: no lesson {unknown[0]}: there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    chosen = options.lessons or list(known)
+    if options.alone:
+        return alone(known[chosen[0]], options.check)
+    failed, table = 0, []
+    for name in chosen:
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "lessons.run", name, "--alone"]
+        code = subprocess.run(command + ["--check"] * options.check, cwd=ROOT).returncode
+        seconds = time.perf_counter() - began
+        verdict = "failed" if code else "slow" if seconds > SECONDS else "ok"
+        failed += bool(code)
+        table.append(f"{known[name].stem:32} {seconds:6.1f} s  {verdict}")
+        print(table[-1], flush=True)
+        total = sum(float(line[32:39]) for line in table)
+    print(f"{'all':32} {total:6.1f} s  {failed} failed" if len(table) > 1 else "", end="\n")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

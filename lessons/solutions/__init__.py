@@ -1,0 +1,1 @@
+"""Solutions of the exercises whose function the library does not have."""
