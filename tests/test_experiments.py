@@ -76,6 +76,7 @@ def test_the_page_of_all_experiments(tmp_path):
             if experiment == "spaces":
                 row |= {"parameters": 1_200_000, "training_steps": 1600, "seconds_a_step": 0.5,
                         "images_a_second": 40.0}  # fmt: skip
+                row = {"pixel": row, "latent": row | {"images_a_second": 160.0}}
             if name == "likelihood":
                 row = {"digits": 200, "bits": 1.36, "standard_error": 0.02, "histograms": 1.64}
             if experiment in ("editing", "words"):
@@ -96,6 +97,7 @@ def test_the_page_of_all_experiments(tmp_path):
         for name in rows.EXPERIMENTS[experiment]:
             assert f"| {name} | " in written
     assert "| 98.0% | 90.0% | 91.0% | 85.0% | 4.00 | 1.60 |" in written
+    assert "Latents give 4.0 times the images" in written and "| models, pixel |" in written
     assert "](figures/experiments_words.png)" in written and "_inpaint.png" not in written
 
 
@@ -154,6 +156,14 @@ def test_changed_trainings(monkeypatch, tmp_path):
     averaged = last.unet.conv_out.weight.data.copy()
     trainings.last_weights(base, last)
     assert not np.array_equal(averaged, last.unet.conv_out.weight.data)
+
+
+def test_seconds_of_a_step_are_those_of_a_training(monkeypatch, tmp_path):
+    run = tiny.run_all(monkeypatch, tmp_path)
+    run.fit("all")
+    monkeypatch.setattr(rows, "SMALL", {})
+    found = rows.step_seconds(tmp_path, steps=60, turns=1)
+    assert found.keys() == {"pixel", "latent"} and all(0 < s < 1 for s in found.values())
 
 
 def test_captions_of_one_token():

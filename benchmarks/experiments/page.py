@@ -171,6 +171,9 @@ def tables(experiment: str, rows: dict) -> list[str]:
         return [*plain_table(rows["nearest"], "memory/nearest"), ""]
     columns = COLUMNS.get(experiment)
     lines = []
+    if "models" in rows:
+        rows = {f"models, {name}": row for name, row in rows["models"].items()} | rows
+        del rows["models"]
     if columns:
         known = {name: row for name, row in rows.items() if "frechet" in row}
         if known:

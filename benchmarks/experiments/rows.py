@@ -1,8 +1,10 @@
 """The experiments: for each a row a measurement, by name. A row is a function of `Context`."""
 
+import csv
 import dataclasses
-import time
+import tempfile
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -124,40 +126,43 @@ def classifier_row(scale: float, context: Context) -> dict:
 SMALL = {"block_out_channels": (44, 60), "norm_num_groups": 4}  # as many parameters as the pixels'
 
 
-def step_seconds(stage, steps: int = 12) -> float:
-    """Seconds of a training step: the median over some, of all processors."""
-    from benchmarks.search import train
-
-    seconds = [train(stage, trainings.loop.Shards(stage.config.shard_size), steps) / steps
-               for _ in range(3)]  # fmt: skip
-    return float(np.median(seconds))
-
-
-def space_row(space: str, context: Context) -> dict:
-    """A model of pixels, and one of latents with as many parameters, as long in training."""
-    base, folder = context.base, context.runs / space
-    pixel_run = trainings.training.Run(base)
-    pixel = pixel_run.build("pixel")
+def step_seconds(base: Path, steps: int = 80, turns: int = 3) -> dict[str, float]:
+    """Seconds of a training step of pixels and of latents, by the log of short trainings that take
+    turns: the median over every 20 steps."""
+    run = trainings.training.Run(base, steps={"pixel": steps, "unet": steps})
+    stages = {"pixel": run.build("pixel")}
     with trainings.settings(None, SMALL):
-        latent = trainings.training.Run(base).build("unet")
-    stages = {"pixel": pixel, "latent": latent}
-    seconds = {name: step_seconds(stage) for name, stage in stages.items()}
-    steps = pixel_run.pixel_config.steps
-    if space == "pixel":
-        pipe = model_folder.load(base / "pixel")
-    else:
-        steps = round(steps * seconds["pixel"] / seconds["latent"])
-        pipe = trainings.trained(base, folder, steps, network=SMALL).pipeline
-    began = time.perf_counter()
-    context.save(overview(pipe), f"space_{space}")
-    found = context.bench.quality(pipe, thorough=True)
-    return found | {
-        "parameters": pipe.unet.count_parameters(),
-        "training_steps": steps,
-        "seconds_a_step": round(seconds[space], 3),
-        "images_a_second": round(found["samples"] / found["seconds"], 1),
-        "all_seconds": round(time.perf_counter() - began, 1),
-    }
+        stages["latent"] = run.build("unet")
+    found = {name: [] for name in stages}
+    for _ in range(turns):
+        for name, stage in stages.items():
+            with tempfile.TemporaryDirectory() as folder:
+                trainings.fit(stage, Path(folder))
+                log = (Path(folder) / f"{stage.name}.csv").read_text().splitlines()
+                at = [(int(row["step"]), float(row["seconds"])) for row in csv.DictReader(log)]
+            found[name] += [(t - s) / (m - n) for (n, s), (m, t) in pairwise(at)]
+    return {name: float(np.median(seconds)) for name, seconds in found.items()}
+
+
+def spaces_row(context: Context) -> dict:
+    """The model of pixels, and one of latents with as many parameters, as long in training."""
+    base = context.base
+    seconds = step_seconds(base)
+    steps = {"pixel": trainings.training.Run(base).pixel_config.steps}
+    steps["latent"] = round(steps["pixel"] * seconds["pixel"] / seconds["latent"])
+    latent = trainings.trained(base, context.runs / "latent", steps["latent"], network=SMALL)
+    pipes = {"pixel": model_folder.load(base / "pixel"), "latent": latent.pipeline}
+    found = {}
+    for name, pipe in pipes.items():
+        context.save(overview(pipe), f"space_{name}")  # and a first time, that counts for nothing
+        row = context.bench.quality(pipe, thorough=True)
+        found[name] = row | {
+            "parameters": pipe.unet.count_parameters(),
+            "training_steps": steps[name],
+            "seconds_a_step": round(seconds[name], 3),
+            "images_a_second": round(row["samples"] / row["seconds"], 1),
+        }
+    return found
 
 
 def overview(pipe) -> Image.Image:
@@ -372,8 +377,7 @@ EXPERIMENTS = {
             part_row, "no_self_attention", {"change": trainings.no_self_attention}
         ),
     },
-    "spaces": {"pixel": partial(space_row, "pixel"), "latent": partial(space_row, "latent"),
-               "likelihood": likelihood_row},
+    "spaces": {"models": spaces_row, "likelihood": likelihood_row},
 }  # fmt: skip
 
 

@@ -63,8 +63,8 @@ its samples are from the data before anybody guides."""
 
 def spaces(rows: dict) -> str:
     lines = []
-    if {"pixel", "latent"} <= rows.keys():
-        pixel, latent = rows["pixel"], rows["latent"]
+    if "models" in rows:
+        pixel, latent = rows["models"]["pixel"], rows["models"]["latent"]
         throughput = latent["images_a_second"] / pixel["images_a_second"]
         ratio = floors(pixel) / floors(latent)
         lines.append(f"""The same U-Net on pixels (14x14 squares of 2x2) and on latents (8x8), with as many parameters and the

@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 from ldm_numpy import training
-from ldm_numpy.backend import blas_threads, tune_cpu
+from ldm_numpy.backend import blas_threads
 from ldm_numpy.checkpoint import load
 from ldm_numpy.data import captions
 from ldm_numpy.models import unet as unet_models
@@ -76,7 +76,6 @@ def trained(
     weights; `change(stage)` alters it before."""
     earlier = ("perceptual", "reader", "clip") + (("autoencoder",) if autoencoder is None else ())
     prepared(base, folder, earlier)
-    tune_cpu()
     with settings(autoencoder, network):
         if autoencoder is not None:
             training.Run(folder).fit("autoencoder", resume=True)
@@ -84,9 +83,14 @@ def trained(
         stage = run.build("unet")
         if change is not None:
             change(stage)
-        with blas_threads(1):
-            loop.run(stage, folder, 0, resume=True)
+        fit(stage, folder)
     return stage
+
+
+def fit(stage, folder: Path) -> None:
+    """Train a stage to its end, further where it was interrupted."""
+    with blas_threads(1):
+        loop.run(stage, folder, 0, resume=True)
 
 
 def one_token(stage) -> None:
