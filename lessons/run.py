@@ -125,14 +125,17 @@ def execute(path: Path, figures: Path, check: bool) -> tuple[str, list[str]]:
 
 def alike(a: Path, b: Path, most: float) -> bool:
     """Whether two pictures or animations differ by at most so many grey levels, on average."""
-    first, second = Image.open(a), Image.open(b)
-    if first.size != second.size or getattr(first, "n_frames", 1) != getattr(second, "n_frames", 1):
+    first, second = frames(a), frames(b)
+    if len(first) != len(second) or first[0].shape != second[0].shape:
         return False
-    for one, other in zip(ImageSequence.Iterator(first), ImageSequence.Iterator(second)):
-        pixels = [np.asarray(frame.convert("RGB"), np.float32) for frame in (one, other)]
-        if np.abs(pixels[0] - pixels[1]).mean() > most:
-            return False
-    return True
+    return all(np.abs(one - other).mean() <= most for one, other in zip(first, second))
+
+
+def frames(path: Path) -> list[np.ndarray]:
+    """The pixels of a picture, or of each frame of an animation."""
+    with Image.open(path) as picture:
+        return [np.asarray(frame.convert("RGB"), np.float32)
+                for frame in ImageSequence.Iterator(picture)]  # fmt: skip
 
 
 def run(path: Path, check: bool) -> list[str]:

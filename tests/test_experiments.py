@@ -162,7 +162,7 @@ def test_seconds_of_a_step_are_those_of_a_training(monkeypatch, tmp_path):
     run = tiny.run_all(monkeypatch, tmp_path)
     run.fit("all")
     monkeypatch.setattr(rows, "SMALL", {})
-    found = rows.step_seconds(tmp_path, steps=60, turns=1)
+    found = rows.step_seconds(tmp_path, steps=40, turns=1)
     assert found.keys() == {"pixel", "latent"} and all(0 < s < 1 for s in found.values())
 
 
