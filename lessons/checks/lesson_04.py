@@ -97,9 +97,25 @@ def other_order(gy, x, w, stride, padding):
     return (rows.T @ windows).reshape(w.shape), rows.sum(0)
 
 
+def places_exchanged(**given):
+    gw, gb = weight_gradient(**given)
+    return gw.swapaxes(0, 1), gb
+
+
 def windows_padded_before(gy, x, w, stride, padding):
     rows = gy.reshape(-1, gy.shape[3])
     return (padded_before(x, len(w), stride, padding).T @ rows).reshape(w.shape), rows.sum(0)
+
+
+def last_place(gy, x, w, stride, padding):
+    """The loop over u and v with = for +=."""
+    n, h, width, c = x.shape
+    (h_out, w_out), p = gy.shape[1:3], padding
+    gx = np.zeros((n, h + 2 * p, width + 2 * p, c))
+    for u, v in np.ndindex(w.shape[:2]):
+        rows, cols = (slice(i, i + stride * count, stride) for i, count in ((u, h_out), (v, w_out)))
+        gx[:, rows, cols] = gy @ w[u, v].T
+    return gx[:, p : p + h, p : p + width]
 
 
 def scattered(add=True, cut=True, turn=False):
@@ -155,6 +171,7 @@ EXERCISES = [
         wrong={
             "gw and gb are sums over samples, too, not means": mean_over_samples,
             "gb is the sum of gy, not its mean": mean_bias,
+            "gw[u, v] belongs to row u and column v of the kernel": places_exchanged,
             "gW is X^T gY; gY^T X has the axes of its transpose": other_order,
             "the windows are those of forward: padding on every side": windows_padded_before,
         },
@@ -170,6 +187,7 @@ EXERCISES = [
         wrong={
             "a pixel of several windows gets the sum of their gradients: +=, not =":
                 scattered(add=False),
+            "what the places (u, v) give to one pixel adds up: +=, not =": last_place,
             "cut the padding off at the top and left as well: start at padding":
                 scattered(cut=False),
             "here gX = gY W^T; the kernel is turned where backward is written as a convolution":
@@ -189,6 +207,8 @@ EXERCISES = [
                 lambda gy, factor: upsample_backward(gy, factor) / factor**2,
             "all pixels of a block count, not one of them":
                 lambda gy, factor: gy[:, ::factor, ::factor],
+            "the gradients of a block differ: add them up, do not take one of them often":
+                lambda gy, factor: gy[:, ::factor, ::factor] * factor**2,
             "a block's pixels are neighbours: split H into (H, factor), not into (factor, H)":
                 interleaved,
         },

@@ -44,8 +44,8 @@ def convert_inputs(rng):
 
 def fourier_inputs(rng):
     exponents = (-1, 0, 2)
-    x, gy = rng.uniform(-1, 1, (4, 1)), rng.standard_normal((4, 1 + 2 * len(exponents)))
-    return {"x": x, "exponents": exponents, "gy": gy}
+    gy = rng.standard_normal((4, 1 + 2 * len(exponents)))
+    return {"gy": gy, "x": rng.uniform(-1, 1, (4, 1)), "exponents": exponents}
 
 
 def denoising_loss(D, x0, sigma, noise, d):
@@ -77,11 +77,14 @@ def convert(epsilon, x, sigma):
     return (x0 - x) / sigma**2, target("x0"), target("v"), target("flow")
 
 
-def fourier_features(x, exponents, gy):
+def fourier_features(x, exponents):
+    return ops.fourier_features(Tensor(x), exponents).data
+
+
+def fourier_gradient(gy, x, exponents):
     t = Tensor(x, requires_grad=True)
-    y = ops.fourier_features(t, exponents)
-    y.backward(gy)
-    return y.data, t.grad
+    ops.fourier_features(t, exponents).backward(gy)
+    return t.grad
 
 
 # Wrong answers ------------------------------------------------------------------------------
@@ -111,12 +114,12 @@ def careless_convert(epsilon, x, sigma, sign=-1, power=1, v=None, flow=1, level=
     return sign * epsilon / sigma**power, x0, velocity, flow * (epsilon - x0)
 
 
-def careless_features(x, exponents, gy, pi=math.pi, rate=True, sign=-1, plain=1, order=False):
+def careless_gradient(gy, x, exponents, pi=math.pi, rate=True, sign=-1, plain=1, swap=False):
     rates = pi * 2.0 ** np.array(exponents)
-    k, (sin, cos) = len(rates), (np.sin(rates * x), np.cos(rates * x))
-    y = np.concatenate([x, cos, sin] if order else [x, sin, cos], axis=1)
-    g = gy[:, 1 : 1 + k] * cos + sign * gy[:, 1 + k :] * sin
-    return y, plain * gy[:, :1] + (g * (rates if rate else 1)).sum(1, keepdims=True)
+    s, c = np.split(gy[:, 1:], 2, axis=1)
+    s, c = (c, s) if swap else (s, c)
+    g = s * np.cos(rates * x) + sign * c * np.sin(rates * x)
+    return plain * gy[:, :1] + (g * (rates if rate else 1)).sum(1, keepdims=True)
 
 
 EXERCISES = [
@@ -138,7 +141,8 @@ EXERCISES = [
             "divide by c_out^2, do not multiply with it":
                 partial(careless_loss, weight=lambda s, d: (s * d) ** 2 / (s**2 + d**2)),
             "D guesses the clean x0, not the noise": partial(careless_loss, target=True),
-            "the mean over samples and dimensions, not the sum": partial(careless_loss, mean=np.sum),
+            "the mean over samples and dimensions, not the sum":
+                partial(careless_loss, mean=np.sum),
         },
     ),
     Exercise(
@@ -148,8 +152,10 @@ EXERCISES = [
         inputs=denoise_inputs,
         results=("c_skip", "c_out", "c_in", "D"),
         wrong={
-            "little noise: D is nearly x, so c_skip goes to 1 there": partial(careless_denoise, swap=True),
-            "the size of x is the root of sigma^2 + d^2": partial(careless_denoise, root=np.asarray),
+            "little noise: D is nearly x, so c_skip goes to 1 there":
+                partial(careless_denoise, swap=True),
+            "the size of x is the root of sigma^2 + d^2":
+                partial(careless_denoise, root=np.asarray),
             "F is told 250 ln(sigma), not sigma": partial(careless_denoise, noise=np.asarray),
             "F sees c_in x, not x": partial(careless_denoise, inputs=False),
         },
@@ -161,10 +167,14 @@ EXERCISES = [
         inputs=convert_inputs,
         results=("score", "x0", "v", "flow"),
         wrong={
-            "the score points back, against the noise: -epsilon / sigma": partial(careless_convert, sign=1),
-            "the score is -epsilon / sigma: x0 - x has one sigma of the two": partial(careless_convert, power=2),
-            "the noise in x has the size sigma: x0 = x - sigma epsilon": partial(careless_convert, level=False),
-            "v is divided by the root of 1 + sigma^2": partial(careless_convert, v=lambda n, x0, s: n - s * x0),
+            "the score points back, against the noise: -epsilon / sigma":
+                partial(careless_convert, sign=1),
+            "the score is -epsilon / sigma: x0 - x has one sigma of the two":
+                partial(careless_convert, power=2),
+            "the noise in x has the size sigma: x0 = x - sigma epsilon":
+                partial(careless_convert, level=False),
+            "v is divided by the root of 1 + sigma^2":
+                partial(careless_convert, v=lambda n, x0, s: n - s * x0),
             "v = (n - sigma x0) / ...: n and x0 have changed places":
                 partial(careless_convert, v=lambda n, x0, s: (x0 - s * n) / np.sqrt(1 + s**2)),
             "flow leads from the data to the noise: n - x0": partial(careless_convert, flow=-1),
@@ -172,17 +182,19 @@ EXERCISES = [
     ),
     Exercise(
         "09_4_fourier_features",
-        "fourier_features",
-        solution=fourier_features,
+        "fourier_gradient",
+        solution=fourier_gradient,
         inputs=fourier_inputs,
-        results=("y", "gx"),
+        results=("gx",),
         wrong={
-            "the rates have a factor pi": partial(careless_features, pi=1),
-            "the chain rule: sin(r x) has the slope r cos(r x)": partial(careless_features, rate=False),
-            "the slope of cos is -sin": partial(careless_features, sign=1),
-            "x itself is among the features: g_0 is missing in gx": partial(careless_features, plain=0),
-            "sines come first, then cosines": partial(careless_features, order=True),
+            "the rates have a factor pi": partial(careless_gradient, pi=1),
+            "the chain rule: sin(r x) has the slope r cos(r x)":
+                partial(careless_gradient, rate=False),
+            "the slope of cos is -sin": partial(careless_gradient, sign=1),
+            "x itself is among the features: g_0 is missing": partial(careless_gradient, plain=0),
+            "sines come first, then cosines": partial(careless_gradient, swap=True),
         },
-        forward=lambda x, exponents: ops.fourier_features(Tensor(x), exponents).data,
+        forward=fourier_features,
+        wanted=("x",),
     ),
 ]  # fmt: skip

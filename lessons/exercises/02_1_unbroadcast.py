@@ -9,6 +9,6 @@ import numpy as np
 
 
 def unbroadcast(g, shape):
-    """g of the larger shape, shape: that of x, a tuple; returns the gradient, of that shape."""
+    """g of the larger shape, shape: that of x, a tuple; returns the gradient gx, of that shape."""
     # About 5 lines: which axes? Sum over them, then give the result the shape of x.
     raise NotImplementedError

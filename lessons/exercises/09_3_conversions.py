@@ -11,6 +11,9 @@ import numpy as np
 
 
 def convert(epsilon, x, sigma):
-    """epsilon, x (N, K); sigma (N,), one level a sample. Returns score, x0, v, flow, each (N, K)."""
+    """epsilon, x (N, K); sigma (N,), one level a sample.
+
+    Returns score, x0, v, flow, each (N, K).
+    """
     # About 5 lines; x0 first.
     raise NotImplementedError
