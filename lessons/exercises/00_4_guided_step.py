@@ -1,6 +1,6 @@
 """Exercise 00.4: one step of the loop that draws.
 
-    D = without + scale (given - without)            guidance
+    D = without + scale (given - without)            guidance; given: D(x, sigma) with the prompt
     x_lower = x + (lower - sigma) (x - D) / sigma    Euler's step
 """
 

@@ -1,7 +1,7 @@
 """Exercise 05.1: GroupNorm, forward.
 
-For each sample and each group of channels, with mean m and variance v over all pixels and all
-channels of the group:
+For each sample and each group of channels, with mean m and variance v (the mean of (x - m)^2) over
+all pixels and all channels of the group:
 
     x^ = (x - m) / sqrt(v + eps),    y = gamma x^ + beta
 """

@@ -1,6 +1,6 @@
 """Exercise 05.2: the gradients of LayerNorm.
 
-LayerNorm normalises each row of x (M, D) by itself: m and v are over the last axis.
+LayerNorm normalises each row of x (T, D), a token, by itself: m and v are over the last axis.
 
     x^ = (x - m) r,  r = 1 / sqrt(v + eps),    y = gamma x^ + beta
 
@@ -12,6 +12,6 @@ import numpy as np
 
 
 def layer_norm_backward(gy, x, gamma, eps):
-    """gy, x (M, D); gamma (D,); returns gx (M, D), ggamma (D,), gbeta (D,)."""
+    """gy, x (T, D); gamma (D,); returns gx (T, D), ggamma (D,), gbeta (D,)."""
     # About 5 lines.
     raise NotImplementedError

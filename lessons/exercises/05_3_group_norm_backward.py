@@ -3,7 +3,8 @@
     x^ = (x - m) r,  r = 1 / sqrt(v + eps),    y = gamma x^ + beta
 
     gbeta = sum gy,   ggamma = sum gy x^   (over samples and pixels)
-    gx = r (g - mean(g) - x^ mean(g x^)),  g = gamma gy   (means over pixels and group)
+    gx = r (g - mean(g) - x^ mean(g x^)),  g = gamma gy
+    (means over the pixels and channels of a group)
 """
 
 import numpy as np

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def attention(q, k, v, heads, look):
-    """q (N, T, D); k, v (N, S, D); look (T, S), true where a query may look; returns y (N, T, D).
+    """q (N, T, D); k, v (N, M, D); look (T, M), true where a query may look; returns y (N, T, D).
 
     The first head has the first D / heads columns of q, k, v and y, and so on. Each query may look
     at one key at least.

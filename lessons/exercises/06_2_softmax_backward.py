@@ -9,6 +9,6 @@ import numpy as np
 
 
 def softmax_backward(gy, s):
-    """gy, the gradient of p, and s (M, S), softmax over the last axis; returns gs (M, S)."""
+    """gy, the gradient of p, and s (T, M), softmax over the last axis; returns gs (T, M)."""
     # About 2 lines, after one or two that compute p.
     raise NotImplementedError

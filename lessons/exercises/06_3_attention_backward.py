@@ -11,6 +11,6 @@ import numpy as np
 
 
 def attention_backward(gy, q, k, v):
-    """gy, q (N, T, d); k, v (N, S, d); returns gq (N, T, d), gk (N, S, d), gv (N, S, d)."""
+    """gy, q (N, T, d); k, v (N, M, d); returns gq (N, T, d), gk (N, M, d), gv (N, M, d)."""
     # About 6 lines, after the ones that compute P. a.swapaxes(1, 2) is the transpose in each image.
     raise NotImplementedError

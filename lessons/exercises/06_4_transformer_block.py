@@ -6,7 +6,7 @@ cross-attention to the context, then the feed-forward network. The context is ta
 
 
 def transformer_block(x, context, block):
-    """x (N, T, D), context (N, S, C), Tensors; returns a Tensor (N, T, D).
+    """x (N, T, D), context (N, M, C), Tensors; returns a Tensor (N, T, D).
 
     `block` owns the layers, which are called like functions:
         block.norm1(x), block.norm2(x), block.norm3(x)    layer normalisations
