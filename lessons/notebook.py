@@ -15,12 +15,16 @@ import nbformat
 from .run import FENCE, LESSONS, pages
 
 FIRST = "%cd -q ..\nfrom ldm_numpy.backend import tune_cpu\n\ntune_cpu()"
+FOLDED = re.compile(  # code; a fold cannot reach over cells
+    r"^<details><summary>[^\n]*</summary>\n\n(```python\n.*?^```)\n\n</details>$", re.M | re.S
+)
 
 
 def notebook(path: Path) -> nbformat.NotebookNode:
     """A page as a notebook, not yet run, to lie beside the page."""
     page = FENCE.sub(lambda m: "" if m[1] == "output" else m[0], path.read_text(encoding="utf-8"))
     page = re.sub(rf"^!\[[^\]]*\]\(figures/{path.name[:2]}_[^)]*\)\n", "", page, flags=re.MULTILINE)
+    page = FOLDED.sub(r"\1", page)
     page = re.sub(r"^```math\n(.*?)^```$", r"$$\n\1$$", page, flags=re.MULTILINE | re.DOTALL)
     book = jupytext.reads(page, fmt="md")
     book.cells.insert(0, nbformat.v4.new_code_cell(FIRST))

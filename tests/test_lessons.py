@@ -290,6 +290,7 @@ def test_a_notebook_has_the_same_code(lesson):
     words = "\n".join(c.source for c in book.cells if c.cell_type == "markdown")
     assert not any(words.count(f"```{kind}") for kind in ("output", "math", "python"))
     assert f"(figures/{lesson}_" not in words
+    assert words.count("<details>") == text_of(lesson).count("<summary>Answer")
 
 
 @pytest.mark.slow
