@@ -235,7 +235,7 @@ BANDS = (
         "clip_zero_shot",
         "CLIP names the digit",
         low=0.97,
-        cause="train CLIP longer; identical captions must count as right answers",
+        cause="train CLIP longer",
     ),
     Band("sample_ink", "ink of samples / of digits", low=0.8, high=1.25, cause="see below"),
     Band("sample_digit", "samples: digit as asked", low=0.99, cause="condition"),

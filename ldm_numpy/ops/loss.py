@@ -116,8 +116,10 @@ def contrastive_loss(image_features, text_features, log_scale, positives):
     Args:
         image_features, text_features: (N, P), normalised
         log_scale: logarithm of the inverse temperature, a Tensor or array of shape ()
-        positives: booleans (N, N), true where text j describes image i (at least the diagonal:
-            in a batch of captions many rows share theirs, and punishing those would be wrong)
+        positives: booleans (N, N), true where text j describes image i: the diagonal, and where
+            rows have the same text. (Between rows of equal vectors it makes no difference, to loss
+            or gradients; where those differ, by dropout say, the diagonal alone punishes right
+            answers.)
     """
     n = len(image_features)
     if positives.shape != (n, n):
