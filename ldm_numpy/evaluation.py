@@ -235,7 +235,7 @@ BANDS = (
         "clip_zero_shot",
         "CLIP names the digit",
         low=0.97,
-        cause="train CLIP longer",
+        cause="train CLIP longer, or with larger batches",
     ),
     Band("sample_ink", "ink of samples / of digits", low=0.8, high=1.25, cause="see below"),
     Band("sample_digit", "samples: digit as asked", low=0.99, cause="condition"),

