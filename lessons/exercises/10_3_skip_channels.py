@@ -10,13 +10,15 @@ level has. What comes in at first, from the middle, is as wide as the last level
 no channels.
 """
 
+import numpy as np
+
 
 def skip_channels(widths, layers):
     """Channels that each ResBlock on the way up receives, its skip included.
 
     widths: channels of each level, from the finest to the coarsest; layers: ResBlocks of a level
-    on the way down. Returns a list of lists: for each level on the way up, coarsest first,
-    layers + 1 numbers.
+    on the way down. Returns an array (levels, layers + 1) of whole numbers: a row for each level
+    on the way up, coarsest first.
     """
     # About 10 lines: push, then pop.
     raise NotImplementedError
