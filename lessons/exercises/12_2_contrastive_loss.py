@@ -4,7 +4,8 @@
 
     L = -1/(2N) sum_ij (R_ij log p_ij + C_ij log q_ij)
 
-R are the positives divided by their number in the row, C by their number in the column.
+R are the positives divided by their number in the row, C by their number in the column. In the
+code I is image and T is text, where it does not stand for "transposed".
 """
 
 import numpy as np
