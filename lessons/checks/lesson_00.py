@@ -68,12 +68,11 @@ def bytes_of(x, start=2, whole=np.rint, most=255):
     return (np.clip(y, 0, most) if most else y % 256).astype(np.uint8)
 
 
-def leaning(ink, sign=-1, about_ink=True, across=False):
+def leaning(ink, sign=-1, centres=None, across=False):
     y, x = np.mgrid[: ink.shape[1], : ink.shape[2]]
     weight = ink / ink.sum((1, 2), keepdims=True)
-    centre_x, centre_y = (
-        (weight * a).sum((1, 2), keepdims=True) if about_ink else a.mean() for a in (x, y)
-    )
+    means = [(weight * a).sum((1, 2), keepdims=True) for a in (x, y)]
+    centre_x, centre_y = centres(x, y, *means) if centres else means
     x, y = x - centre_x, y - centre_y
     return sign * (weight * x * y).sum((1, 2)) / (weight * (x if across else y) ** 2).sum((1, 2))
 
@@ -95,6 +94,10 @@ EXERCISES = [
             "0 ... 255 becomes -1 ... 1: / 127.5 - 1, not / 255": partial(
                 padded, scale=255, shift=0, paper=0.0
             ),
+            "/ 255 ends at 0 ... 1: pixels / 127.5 - 1": partial(padded, scale=255, shift=0),
+            "/ 255 - 1 ends at -1 ... 0: pixels / 127.5 - 1": partial(padded, scale=255),
+            "255 must become 1: divide by 127.5, not by 128": partial(padded, scale=128),
+            "255 must become 1: divide by 127.5, not by 127": partial(padded, scale=127),
             "the channel's axis is the last": channels_first,
         },
     ),
@@ -122,7 +125,13 @@ EXERCISES = [
             "y points down: mind the minus": partial(leaning, sign=1),
             "divide by the spread along y, not along x": partial(leaning, across=True),
             "x and y count from the centre of the ink, not of the picture": partial(
-                leaning, about_ink=False
+                leaning, centres=lambda x, y, *means: (x.mean(), y.mean())
+            ),
+            "x and y count from the centre of the ink: subtract x^ and y^ first": partial(
+                leaning, centres=lambda *all: (0, 0)
+            ),
+            "y counts from y^ in the divisor as well: sum w (y - y^)^2": partial(
+                leaning, centres=lambda x, y, x_mean, y_mean: (x_mean, 0)
             ),
         },
     ),

@@ -59,9 +59,10 @@ def neuron_backward(gy, x, w, b, t):
 # Wrong answers ------------------------------------------------------------------------------
 
 
-def depth_first(graph, y, once=True, forward=True, first_met=False):
-    """Post-order with a stack, with one thing or another wrong."""
-    nodes, seen, stack = [], set(), [(y, False)]
+def depth_first(graph, y, once=True, forward=True, first_met=False, early=False, turn=True):
+    """Post-order with a stack, with one thing or another wrong; `early`: what was put there once is
+    not put there again; `first_met`: pre-order, which `turn` reverses."""
+    nodes, seen, put, stack = [], set(), {y}, [(y, False)]
     while stack:
         node, done = stack.pop()
         if done:
@@ -73,9 +74,10 @@ def depth_first(graph, y, once=True, forward=True, first_met=False):
                 nodes.append(node)
             else:
                 stack.append((node, True))
-            inputs = graph[node]
+            inputs = [i for i in graph[node] if not early or i not in put]
+            put |= set(inputs)
             stack.extend((i, False) for i in (inputs[::-1] if forward else inputs))
-    return np.array(nodes[::-1] if first_met else nodes)
+    return np.array(nodes[::-1] if first_met and turn else nodes)
 
 
 def breadth_first(graph, y):
@@ -146,6 +148,16 @@ EXERCISES = [
                 partial(depth_first, forward=False),
             "write a node down after its inputs: the reverse of the order of first meeting fails "
             "where two paths differ in length": partial(depth_first, first_met=True),
+            "pre-order reversed is no topological order: write a node down after its inputs":
+                partial(depth_first, first_met=True, forward=False),
+            "pre-order reversed is no topological order, each node on the stack once or not":
+                partial(depth_first, first_met=True, forward=False, early=True),
+            "that is pre-order: a node is written down after its inputs, not when it is met":
+                partial(depth_first, first_met=True, turn=False),
+            "that is pre-order, from last to first: a node is written down after its inputs":
+                partial(depth_first, first_met=True, turn=False, forward=False),
+            "a node is seen when it is taken from the stack, not yet when it is put there":
+                partial(depth_first, early=True),
             "breadth first, reversed, fails where two paths differ in length": breadth_first,
             "inputs come before what is made of them; the walk reverses it later":
                 lambda graph, y: order(graph, y)[::-1],
@@ -176,6 +188,8 @@ EXERCISES = [
         wrong={
             "u = -t z: the minus is missing": partial(neuron_with, sign=1.0),
             "u = -t z: the factor t is missing": partial(neuron_with, use_t=False),
+            "gz = gu du/dz, and u = -t z: the factor -t is missing":
+                partial(neuron_with, sign=1.0, use_t=False),
             "d ln(1 + e^u)/du = e^u / (1 + e^u) = 1 / (1 + e^-u)":
                 partial(neuron_with, turned=-1.0),
             "start from gy, what has arrived at y": partial(neuron_with, use_gy=False),

@@ -1,5 +1,7 @@
 """Exercises of lesson 02: tensors."""
 
+from functools import partial
+
 import numpy as np
 from scipy.special import logsumexp
 
@@ -10,7 +12,8 @@ from ..check import Exercise
 
 
 def stretched(rng):
-    return {"g": rng.standard_normal((2, 4, 3, 5)), "shape": (4, 1, 5)}
+    """Sizes that do not give it away if axes are counted from the left."""
+    return {"g": rng.standard_normal((2, 4, 2, 5)), "shape": (4, 1, 5)}
 
 
 def matrices(rng):
@@ -67,10 +70,14 @@ def chosen_rows(gy, x, index):
     return getitem_backward(gy, x, index)[np.unique(index)]
 
 
-def overflowing(gy, x):
+def exponentials(gy, x, highest=0.0, axis=1):
     with np.errstate(all="ignore"):
-        e = np.exp(x)
-        return gy[:, None] * e / e.sum(axis=1, keepdims=True)
+        e = np.exp(x - highest)
+        return gy[:, None] * e / e.sum(axis=axis, keepdims=True)
+
+
+def by_largest(gy, x, of=1, axis=1):
+    return exponentials(gy, x, x.max(axis=of, keepdims=True), axis)
 
 
 EXERCISES = [
@@ -83,6 +90,12 @@ EXERCISES = [
         wrong={
             "axes in front, which x does not have, are summed as well":
                 lambda g, shape: g.sum(axis=2, keepdims=True),
+            "new axes in front are summed as well, and go: x does not have them":
+                lambda g, shape: g.sum(axis=2),
+            "shapes line up from the right: axis i of x is axis i + 1 of this g":
+                lambda g, shape: g.sum(axis=1).reshape(shape),
+            "shapes line up from the right: skip the new axes in front when you compare lengths":
+                lambda g, shape: g.sum(axis=1, keepdims=True),
             "axes where x has length 1 are summed as well": lambda g, shape: g.sum(axis=0),
             "an axis of length 1 stays: the gradient has the shape of x":
                 lambda g, shape: g.sum(axis=(0, 2)),
@@ -107,6 +120,8 @@ EXERCISES = [
                 lambda gy, a, b: (gy @ b.T, a.swapaxes(1, 2) @ gy),
             "one b was used N times: gb is a sum over the batch, not a mean":
                 lambda gy, a, b: (gy @ b.T, (a.swapaxes(1, 2) @ gy).mean(axis=0)),
+            "one b was used N times: gb is the sum over the batch, not its element [0]":
+                lambda gy, a, b: (gy @ b.T, a[0].T @ gy[0]),
         },
         forward=lambda a, b: a @ b,
         wanted=("a", "b"),
@@ -134,7 +149,13 @@ EXERCISES = [
         inputs=large,
         results=("gx",),
         wrong={
-            "take the largest number of each row away before exp": overflowing,
+            "take the largest number of each row away before exp": exponentials,
+            "the largest of all of x leaves nothing of rows far below it: a row has its own":
+                partial(by_largest, of=None),
+            "one largest and one sum for all of x: each row needs its own, axis=1":
+                partial(by_largest, of=None, axis=None),
+            "the sum goes over a row, axis 1, not over the whole array":
+                partial(by_largest, axis=None),
             "each row has a sum of its own: axis 1":
                 lambda gy, x: gy[:, None] * ops.softmax(x, axis=0),
             "start from gy, what has arrived at y": lambda gy, x: ops.softmax(x),

@@ -125,7 +125,13 @@ EXERCISES = [
             "the derivative is in the imaginary part": lambda f, x, v, h: f(x),
             "one step, from the real axis: divide by h, not by 2 h":
                 lambda f, x, v, h: complex_step(f, x, v, h) / 2,
-            "that is a real difference: x + h v is x, with an h of 1e-20": directional,
+            "zero: x + h v is x with an h of 1e-20, step along i v; or / h is missing": directional,
+            "Im is missing: f(x + i h v) / h still has f(x) in its real part":
+                lambda f, x, v, h: f(x + 1j * h * v) / h,
+            "that is i J v: take the imaginary part, and no difference is needed":
+                lambda f, x, v, h: (f(x + 1j * h * v) - f(x)) / h,
+            "that is J v as a complex number: J v = Im f(x + i h v) / h is real":
+                lambda f, x, v, h: complex_step(f, x, v, h) + 0j,
             "the step is along v": lambda f, x, v, h: complex_step(f, x, np.ones_like(v), h),
         },
         tolerance=1e-12,

@@ -46,10 +46,14 @@ def layer_norm_backward(gy, x, gamma, eps):
 # Wrong answers ------------------------------------------------------------------------------
 
 
-def normalised(x, gamma, beta, groups, eps, axes=(1, 2, 4), root=np.sqrt):
+def deviation(v, eps):
+    return np.sqrt(v + eps)
+
+
+def normalised(x, gamma, beta, groups, eps, axes=(1, 2, 4), by=deviation, less=0):
     split = x.reshape(*x.shape[:3], groups, -1)  # (N, H, W, G, C/G)
-    variance = split.var(axis=axes, keepdims=True)
-    split = (split - split.mean(axis=axes, keepdims=True)) / root(variance + eps)
+    variance = split.var(axis=axes, keepdims=True, ddof=less)
+    split = (split - split.mean(axis=axes, keepdims=True)) / by(variance, eps)
     return gamma * split.reshape(x.shape) + beta
 
 
@@ -59,8 +63,14 @@ def strided(x, gamma, beta, groups, eps):
     return gamma * mixed[..., np.argsort(order)] + beta
 
 
-def terms(of_mean, of_spread, scaled=True, rows=False, axes=(1, 2, 4)):
-    """A backward pass with some of its terms: GroupNorm's, or LayerNorm's (`rows`)."""
+def terms(of_mean, of_spread, scaled=True, rows=False, axes=(1, 2, 4), means=None, product=True):
+    """A backward pass with some of its terms: GroupNorm's, or LayerNorm's (`rows`).
+
+    axes: of all means; `means`: of those of the gradient, where these differ
+    """
+
+    def mean(a):
+        return a.mean(axis=means or axes, keepdims=True)
 
     def backward(gy, x, gamma, eps, groups=1):
         shape = (len(x), 1, 1, 1, -1) if rows else (*x.shape[:3], groups, -1)
@@ -68,8 +78,7 @@ def terms(of_mean, of_spread, scaled=True, rows=False, axes=(1, 2, 4)):
         r = 1 / np.sqrt(split.var(axis=axes, keepdims=True) + eps)
         normed = (split - split.mean(axis=axes, keepdims=True)) * r
         g = (gamma * gy if scaled else gy).reshape(split.shape)
-        gx = g - of_mean * g.mean(axis=axes, keepdims=True)
-        gx = r * (gx - of_spread * normed * (g * normed).mean(axis=axes, keepdims=True))
+        gx = r * (g - of_mean * mean(g) - of_spread * normed * mean(g * normed if product else g))
         over = tuple(range(x.ndim - 1))
         return gx.reshape(x.shape), (gy * normed.reshape(x.shape)).sum(over), gy.sum(over)
 
@@ -81,6 +90,7 @@ FORGOTTEN = {
     "the variance depends on x as well: the term x^ mean(g x^) is missing": (1, 0),
     "m and r were taken for constants: both means are missing": (0, 0),
 }
+SAME_MEAN = "the last term has mean(g x^), not mean(g): multiply by x^ before the mean, too"
 UNSCALED = "gx must start from gamma gy, not from gy"
 
 EXERCISES = [
@@ -91,7 +101,13 @@ EXERCISES = [
         inputs=images,
         results=("y",),
         wrong={
-            "divide by the root of the variance": partial(normalised, root=np.asarray),
+            "divide by the root of the variance": partial(normalised, by=np.add),
+            "eps belongs under the root: sqrt(v + eps), not sqrt(v) + eps":
+                partial(normalised, by=lambda v, eps: np.sqrt(v) + eps),
+            "eps is missing: divide by sqrt(v + eps)":
+                partial(normalised, by=lambda v, eps: np.sqrt(v)),
+            "v is the mean of (x - m)^2: the sum over n numbers by n, not by n - 1":
+                partial(normalised, less=1),
             "the means go over pixels and the channels of a group, not over pixels alone":
                 partial(normalised, axes=(1, 2)),
             "samples must not be mixed: no mean over axis 0":
@@ -106,7 +122,12 @@ EXERCISES = [
         inputs=rows,
         results=("gx", "ggamma", "gbeta"),
         wrong={hint: terms(*kept, rows=True) for hint, kept in FORGOTTEN.items()}
-        | {UNSCALED: terms(1, 1, scaled=False, rows=True)},
+        | {
+            UNSCALED: terms(1, 1, scaled=False, rows=True),
+            SAME_MEAN: terms(1, 1, rows=True, product=False),
+            "mean(g) and mean(g x^) are of one row each, over axis 1, not over all rows":
+                terms(1, 1, rows=True, means=(0, 1, 2, 4)),
+        },
         forward=lambda x, gamma, eps: ops.layer_norm(x, gamma, np.zeros_like(gamma), eps=eps),
         wanted=("x", "gamma"),
     ),
@@ -119,7 +140,12 @@ EXERCISES = [
         wrong={hint: terms(*kept) for hint, kept in FORGOTTEN.items()}
         | {
             UNSCALED: terms(1, 1, scaled=False),
+            SAME_MEAN: terms(1, 1, product=False),
             "the means go over pixels and the channels of a group": terms(1, 1, axes=(1, 2)),
+            "x^ is right; mean(g) and mean(g x^) go over the channels of a group, too":
+                terms(1, 1, means=(1, 2)),
+            "mean(g) and mean(g x^) are of one sample each: no mean over axis 0":
+                terms(1, 1, means=(0, 1, 2, 4)),
         },
         forward=lambda x, gamma, groups, eps: group_norm(
             x, gamma, np.zeros_like(gamma), groups, eps

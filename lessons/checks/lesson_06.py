@@ -32,10 +32,11 @@ def one_head(rng):
 
 
 def layers(rng):
-    block = BasicTransformerBlock(8, heads=2, context_dim=6).astype(np.float64)
+    """The context is as wide as x, so that what mixes them up runs, too."""
+    block = BasicTransformerBlock(8, heads=2, context_dim=8).astype(np.float64)
     for parameter in block.parameters():
         parameter.data[...] = 0.5 * rng.standard_normal(parameter.shape)
-    x, context = rng.standard_normal((2, 5, 8)), rng.standard_normal((2, 3, 6))
+    x, context = rng.standard_normal((2, 5, 8)), rng.standard_normal((2, 3, 8))
     return {"x": Tensor(x), "context": Tensor(context), "block": block}
 
 
@@ -118,6 +119,14 @@ def side_by_side(x, context, block):
     return x + to_self + to_text + block.ff(block.norm3(x))
 
 
+def in_turn(x, context, block, read=None, again=False):
+    """`read` makes of the block, x and context what cross-attention reads; one norm for all."""
+    norms = [block.norm1] * 3 if again else [block.norm1, block.norm2, block.norm3]
+    x = x + block.attn1(norms[0](x))
+    x = x + block.attn2(norms[1](x), read(block, x, context) if read else context)
+    return x + block.ff(norms[2](x))
+
+
 SLOPES = {
     "one score moves all weights of its row: subtract the sum of gradient times weight":
         lambda gp, p: p * gp,
@@ -185,6 +194,13 @@ EXERCISES = [
             "each part is added to what it reads: x + f(norm(x))": without_residual,
             "normalise what a part reads, not what it gives: x + f(norm(x))": normalised_after,
             "x is added as it is, only f reads it normalised: x + f(norm(x))": normalised_both,
+            "the context is taken as it is: attn2(norm2(x), context), no norm2(context)": partial(
+                in_turn, read=lambda block, x, context: block.norm2(context)
+            ),
+            "in cross-attention the context answers, not x": partial(
+                in_turn, read=lambda block, x, context: block.norm2(x)
+            ),
+            "each part has a norm of its own: norm1, norm2, norm3": partial(in_turn, again=True),
             "the parts follow one another: each reads what the one before gave": side_by_side,
         },
     ),

@@ -70,7 +70,7 @@ def cross_entropy_backward(gy, s, labels):
 
 def adamw_otherwise(
     w, g, m, v, t, lr, b1, b2, eps, decay,
-    corrected=True, coupled=False, inside=False, rate=True, late=0
+    corrected=True, coupled=False, inside=False, rate=True, late=0, kept=True
 ):  # fmt: skip
     """A step of AdamW with some of its mistakes."""
     g = g + decay * w if coupled else g
@@ -80,7 +80,7 @@ def adamw_otherwise(
     )
     step = lr * first / (np.sqrt(second + eps) if inside else np.sqrt(second) + eps)
     shrink = 0 if coupled else decay * (lr if rate else 1)
-    return w - step - shrink * w, m, v
+    return w - step - shrink * w, *((m, v) if kept else (first, second))
 
 
 def average_otherwise(w, d, start=0, correct=lambda a, t, d: a / (1 - d**t), swapped=False):
@@ -133,6 +133,8 @@ EXERCISES = [
             "eps is added to the root, not under it": partial(adamw_otherwise, inside=True),
             "the decay is multiplied by lr as well": partial(adamw_otherwise, rate=False),
             "t counts from 1 and is used as it is": partial(adamw_otherwise, late=1),
+            "m and v are returned as in the first line: only the step has the correction":
+                partial(adamw_otherwise, kept=False),
         },
     ),
     Exercise(

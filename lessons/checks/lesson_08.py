@@ -87,14 +87,20 @@ def reverse(x, score, noise, sigma, end):
 # Wrong answers ------------------------------------------------------------------------------
 
 
-def careless_score(x, weights, means, variances, sigma, sign=-1, noise=True, r=True, size=True):
+def shares(weights, density):
+    return density / density.sum(1, keepdims=True)
+
+
+def careless_score(
+    x, weights, means, variances, sigma, sign=-1, power=2, r=shares, size=True, by_u=True
+):
     apart = x[:, None] - means  # (N, K, d)
-    u = variances + noise * sigma**2
+    u = variances + (sigma**power if power else 0)
     density = weights * np.exp(-(apart**2).sum(2) / (2 * u))
     if size:
-        density = density / u ** (x.shape[1] / 2)
-    share = density / density.sum(1, keepdims=True) if r else weights + 0 * density
-    return sign * (share[:, :, None] * apart / u[:, None]).sum(1)
+        density = density / (2 * np.pi * u) ** (x.shape[1] / 2)
+    share = r(weights, density)
+    return sign * (share[:, :, None] * apart / (u[:, None] if by_u else 1)).sum(1)
 
 
 def careless_kernels(t, sigma, beta_min, beta_max, ve=None, integral=None, sub=None, root=None):
@@ -109,20 +115,28 @@ def careless_kernels(t, sigma, beta_min, beta_max, ve=None, integral=None, sub=N
     )
 
 
-def careless_forward(x, noise, start, end, beta_min, beta_max, size=0.5, g=0.5, late=0, sign=-1):
-    dt = (end - start) / len(noise)
+def careless_forward(
+    x, noise, start, end, beta_min, beta_max, size=0.5, g=0.5, late=0, sign=-1, given=1, long=None
+):
+    dt = (long(start, end) if long else end - start) / len(noise)
     for i, z in enumerate(noise):
-        beta = beta_min + (start + (i + late) * dt) * (beta_max - beta_min)
+        beta = beta_min + (given * start + (i + late) * dt) * (beta_max - beta_min)
         x = x + sign * beta / 2 * x * dt + beta**g * dt**size * z
     return x
 
 
-def careless_reverse(x, score, noise, sigma, end, pull=1.0, g=2, size=0.5, late=0, up=False):
+def root_of_size(dt):
+    return abs(dt) ** 0.5
+
+
+def careless_reverse(
+    x, score, noise, sigma, end, pull=1.0, g=2, kick=root_of_size, late=0, up=False
+):
     times = np.linspace(1, end, len(noise) + 1)
     times = times[::-1] if up else times
     for t, z in zip(times[late:], noise):
-        dt = (1 - end) / len(noise)
-        x = x + pull * sigma ** (g * t) * score(x, t) * dt + sigma**t * dt**size * z
+        dt = (end - 1) / len(noise)
+        x = x - pull * sigma ** (g * t) * score(x, t) * dt + sigma**t * kick(dt) * z
     return x
 
 
@@ -136,8 +150,17 @@ EXERCISES = [
         wrong={
             "the score points uphill, to the means: -(x - m) / u": partial(careless_score, sign=1),
             "noise widens each component: u_k = v_k + sigma^2":
-                partial(careless_score, noise=False),
-            "r_k depends on x: w_k N_k(x), divided by their sum": partial(careless_score, r=False),
+                partial(careless_score, power=0),
+            "u_k = v_k + sigma^2: sigma is a deviation, v_k a variance":
+                partial(careless_score, power=1),
+            "r_k depends on x: w_k N_k(x), divided by their sum":
+                partial(careless_score, r=lambda weights, density: weights + 0 * density),
+            "the r_k sum to 1: w_k N_k(x), divided by their sum over k":
+                partial(careless_score, r=lambda weights, density: density),
+            "r_k has the weight w_k in it, above and below":
+                partial(careless_score, r=lambda w, density: shares(w, density / w)),
+            "each term is divided by its variance: r_k (x - m_k) / u_k":
+                partial(careless_score, by_u=False),
             "N_k has the factor u_k^(-d/2): a wide component is lower":
                 partial(careless_score, size=False),
         },
@@ -175,6 +198,12 @@ EXERCISES = [
             "g is the root of beta": partial(careless_forward, g=1),
             "the drift pulls to zero: -beta/2 x": partial(careless_forward, sign=1),
             "beta is taken where the step begins": partial(careless_forward, late=1),
+            "step i begins at t = start + i dt: times do not count from 0":
+                partial(careless_forward, given=0),
+            "steps go from start to end: dt = (end - start) / steps, not end / steps":
+                partial(careless_forward, long=lambda start, end: end),
+            "steps go from start to end: dt = (end - start) / steps, not 1 / steps":
+                partial(careless_forward, long=lambda start, end: 1),
         },
     ),
     Exercise(
@@ -189,7 +218,15 @@ EXERCISES = [
             "half the score belongs to the ODE; with noise it takes all of it":
                 partial(careless_reverse, pull=0.5),
             "the score is multiplied by g^2": partial(careless_reverse, g=1),
-            "noise adds in variance: sqrt(|dt|) z, not |dt| z": partial(careless_reverse, size=1),
+            "noise adds in variance: sqrt(|dt|) z, not |dt| z": partial(careless_reverse, kick=abs),
+            "noise adds in variance: sqrt(|dt|) z, not dt z":
+                partial(careless_reverse, kick=lambda dt: dt),
+            "sqrt(|dt|) is missing: the noise of a step shrinks with the step":
+                partial(careless_reverse, kick=lambda dt: 1),
+            "dt is negative and its root is NaN: sqrt(|dt|) z":
+                partial(careless_reverse, kick=lambda dt: np.nan),
+            "dt is negative and its root imaginary: sqrt(|dt|) z":
+                partial(careless_reverse, kick=lambda dt: complex(dt) ** 0.5),
             "g and the score are taken where the step begins": partial(careless_reverse, late=1),
             "time runs from 1 down to end": partial(careless_reverse, up=True),
         },

@@ -1,14 +1,42 @@
 """Exercises of lesson 16: GPU and cores."""
 
+import math
 from functools import partial
 
 import numpy as np
 
-from ldm_numpy import ops
 from ldm_numpy.ops.attention import cut
 
 from ..check import Exercise
-from ..solutions.lesson_16 import combine, ordered_sum
+from ..solutions.lesson_16 import combine, ordered_sum, softmax
+
+
+class OnDevice(np.ndarray):
+    """Stands in for an array on a GPU: it has operators and methods, but np.exp is not for it."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        inputs = [np.asarray(i) if isinstance(i, OnDevice) else i for i in inputs]
+        y = np.asarray(getattr(ufunc, method)(*inputs, **options)).view(OnDevice)
+        return y * np.nan if ufunc is np.exp else y
+
+
+class Device:
+    """Stands in for CuPy: NumPy's functions, for arrays OnDevice."""
+
+    def __getattr__(self, name):
+        function = getattr(np, name)
+        if not callable(function):
+            return function
+
+        def on_device(*inputs, **options):
+            inputs = [np.asarray(i) if isinstance(i, OnDevice) else i for i in inputs]
+            return np.asarray(function(*inputs, **options)).view(OnDevice)
+
+        return on_device
+
+
+def array_module(x):
+    return Device() if isinstance(x, OnDevice) else np
 
 
 def shards(rng):
@@ -28,12 +56,18 @@ def arrivals(rng):
 
 
 def cache(rng):
-    most = int(rng.integers(5, 9))
-    return {"n": 3 * most + 2, "row_bytes": 4096, "cache_bytes": 4096 * most + 1000}
+    """Seed 0: full blocks leave a rest; seed 1: they do not; seed 2: not one row fits."""
+    draw, most = rng.random(), int(rng.integers(5, 9))
+    if draw < 0.5:
+        return {"n": most, "row_bytes": 4096, "cache_bytes": 1000}
+    n = 12 * most + 2 if draw > 0.6 else 4 * most
+    return {"n": n, "row_bytes": 4096, "cache_bytes": 4096 * most + 4000}
 
 
 def rows(rng):
-    return {"x": 900 + 3 * rng.standard_normal((2, 3, 5))}
+    """Rows so far apart that no number suits all of them."""
+    x = 3 * rng.standard_normal((2, 3, 5)) + np.array([[900.0], [0.0], [-900.0]])
+    return {"x": x.view(OnDevice), "array_module": array_module}
 
 
 def row_blocks(n, row_bytes, cache_bytes):
@@ -54,19 +88,21 @@ def added(arrived, shards, order):
 
 
 def full_blocks(n, row_bytes, cache_bytes, up=0):
-    most = cache_bytes // row_bytes + up
+    most = max(1, cache_bytes // row_bytes + up)
     return np.array([(i, min(i + most, n)) for i in range(0, n, most)])
 
 
-def larger_blocks(n, row_bytes, cache_bytes):
-    count = n // (cache_bytes // row_bytes)
+def blocks(n, row_bytes, cache_bytes, count):
+    """Nearly equal ones; `count` makes their number of n and the rows that fit, a fraction."""
+    count = count(n, cache_bytes / row_bytes)
     return np.array([(i * n // count, (i + 1) * n // count) for i in range(count)])
 
 
-def exponentials(x, axis=-1, highest=True, keepdims=True):
-    with np.errstate(over="ignore", invalid="ignore"):
-        y = np.exp(x - x.max(axis, keepdims=True) if highest else x)
-        return y / y.sum(axis, keepdims=keepdims)
+def exponentials(x, array_module, axis=-1, of=-1, highest=True, exp=None):
+    exp = exp or array_module(x).exp
+    with np.errstate(all="ignore"):
+        y = exp(x - x.max(of, keepdims=True) if highest else x)
+        return y / y.sum(axis, keepdims=True)
 
 
 EXERCISES = [
@@ -115,19 +151,39 @@ EXERCISES = [
             "these blocks do not fit: round cache_bytes / row_bytes down": partial(
                 full_blocks, up=1
             ),
-            "these blocks do not fit: round the number of blocks up": larger_blocks,
+            "these blocks do not fit: round the number of blocks up": partial(
+                blocks, count=lambda n, fit: n // max(1, int(fit))
+            ),
+            "n // most + 1 is one block too many where most divides n": partial(
+                blocks, count=lambda n, fit: n // max(1, int(fit)) + 1
+            ),
+            "whole rows only, and at least one: most = max(1, cache_bytes // row_bytes)": partial(
+                blocks, count=lambda n, fit: math.ceil(n / fit)
+            ),
+            "where no row fits a block still holds one, not all: max(1, ...)": partial(
+                blocks, count=lambda n, fit: math.ceil(n / int(fit)) if fit >= 1 else 1
+            ),
         },
     ),
     Exercise(
         "16_4_softmax",
         "softmax",
-        solution=ops.softmax,
+        solution=softmax,
         inputs=rows,
         results=("y",),
         wrong={
+            "np.exp is for NumPy's arrays: xp = array_module(x), then xp.exp": partial(
+                exponentials, exp=np.exp
+            ),
             "subtract the largest first: exp overflows": partial(exponentials, highest=False),
-            "over the last axis": partial(exponentials, axis=0),
-            "all of x must not share one sum": partial(exponentials, axis=None),
+            "each row has a largest of its own: one for all of x is too far away": partial(
+                exponentials, of=None
+            ),
+            "over the last axis": partial(exponentials, axis=0, of=0),
+            "each row has a sum of its own, over the last axis": partial(exponentials, axis=None),
+            "all of x must not share one largest number and one sum": partial(
+                exponentials, axis=None, of=None
+            ),
         },
     ),
 ]

@@ -14,3 +14,9 @@ def ordered_sum(arrived, shards):
     for i in place[1:]:
         total += arrived[i]
     return total
+
+
+def softmax(x, array_module):
+    xp = array_module(x)
+    y = xp.exp(x - x.max(axis=-1, keepdims=True))
+    return y / y.sum(axis=-1, keepdims=True)
