@@ -40,7 +40,11 @@ COLUMNS = {
     "samplers": (("evaluations", lambda r: str(r["evaluations"])), *QUALITY),
     "guidance": THOROUGH,
     "classifier": THOROUGH,
-    "parts": QUALITY,
+    "parts": (
+        *QUALITY,
+        ("autoencoder: squared error", lambda r: shown(r.get("autoencoder_mse"))),
+        ("digits still read", lambda r: shown(r.get("autoencoder_digit"), True)),
+    ),
     "spaces": (
         ("parameters", lambda r: f"{r['parameters']:,}"),
         ("steps", lambda r: str(r["training_steps"])),
@@ -75,7 +79,7 @@ def plain_table(rows: dict[str, dict], experiment: str) -> list[str]:
 ACCURACIES = ("digit", "slant", "stroke", "all", "held_out", "rest")
 
 
-def shown(value, share: bool) -> str:
+def shown(value, share: bool = False) -> str:
     if value is None:
         return ""
     if share:
