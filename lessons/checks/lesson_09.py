@@ -97,11 +97,13 @@ def careless_loss(D, x0, sigma, noise, d, level=None, weight=None, target=None, 
     return mean(weight * (D(x, sigma) - (noise if target else x0)) ** 2)
 
 
-def careless_denoise(F, x, sigma, d, swap=False, root=np.sqrt, noise=None, inputs=True):
+def careless_denoise(
+    F, x, sigma, d, swap=False, out_root=np.sqrt, in_root=np.sqrt, noise=None, inputs=True
+):
     column = sigma[:, None]
     total = column**2 + d**2
     c_skip = (column**2 if swap else d**2) / total
-    c_out, c_in = column * d / root(total), 1 / root(total)
+    c_out, c_in = column * d / out_root(total), 1 / in_root(total)
     c_noise = noise(sigma) if noise else 250 * np.log(sigma)
     return c_skip, c_out, c_in, c_skip * x + c_out * F(c_in * x if inputs else x, c_noise)
 
@@ -114,10 +116,18 @@ def careless_convert(epsilon, x, sigma, sign=-1, power=1, v=None, flow=1, level=
     return sign * epsilon / sigma**power, x0, velocity, flow * (epsilon - x0)
 
 
-def careless_gradient(gy, x, exponents, pi=math.pi, rate=True, sign=-1, plain=1, swap=False):
+def x0_first(epsilon, x, sigma):
+    score, x0, v, flow = convert(epsilon, x, sigma)
+    return x0, score, v, flow
+
+
+def halves(waves):
+    return np.split(waves, 2, axis=1)
+
+
+def careless_gradient(gy, x, exponents, pi=math.pi, rate=True, sign=-1, plain=1, cut=halves):
     rates = pi * 2.0 ** np.array(exponents)
-    s, c = np.split(gy[:, 1:], 2, axis=1)
-    s, c = (c, s) if swap else (s, c)
+    s, c = cut(gy[:, 1:])
     g = s * np.cos(rates * x) + sign * c * np.sin(rates * x)
     return plain * gy[:, :1] + (g * (rates if rate else 1)).sum(1, keepdims=True)
 
@@ -134,6 +144,7 @@ EXERCISES = [
                 partial(careless_loss, level=np.ones_like),
             "the deviation of the noise is sigma, not sigma^2":
                 partial(careless_loss, level=np.square),
+            "D sees x = x0 + sigma n, not x0 itself": partial(careless_loss, level=np.zeros_like),
             "the weight 1 / c_out^2 is missing":
                 partial(careless_loss, weight=lambda s, d: np.ones_like(s)),
             "divide by c_out^2, not by c_out":
@@ -143,6 +154,8 @@ EXERCISES = [
             "D guesses the clean x0, not the noise": partial(careless_loss, target=True),
             "the mean over samples and dimensions, not the sum":
                 partial(careless_loss, mean=np.sum),
+            "the loss is (D - x0)^2 / c_out^2, without a factor 1/2":
+                partial(careless_loss, mean=lambda squares: squares.mean() / 2),
         },
     ),
     Exercise(
@@ -155,8 +168,14 @@ EXERCISES = [
             "little noise: D is nearly x, so c_skip goes to 1 there":
                 partial(careless_denoise, swap=True),
             "the size of x is the root of sigma^2 + d^2":
-                partial(careless_denoise, root=np.asarray),
+                partial(careless_denoise, out_root=np.asarray, in_root=np.asarray),
+            "c_out has a root: sigma d / sqrt(sigma^2 + d^2)":
+                partial(careless_denoise, out_root=np.asarray),
+            "c_in has a root: 1 / sqrt(sigma^2 + d^2)":
+                partial(careless_denoise, in_root=np.asarray),
             "F is told 250 ln(sigma), not sigma": partial(careless_denoise, noise=np.asarray),
+            "c_noise = 250 ln(sigma): its factor 250 is missing":
+                partial(careless_denoise, noise=np.log),
             "F sees c_in x, not x": partial(careless_denoise, inputs=False),
         },
     ),
@@ -171,10 +190,15 @@ EXERCISES = [
                 partial(careless_convert, sign=1),
             "the score is -epsilon / sigma: x0 - x has one sigma of the two":
                 partial(careless_convert, power=2),
+            "(x0 - x) / sigma^2 = -epsilon / sigma: the score is not -epsilon alone":
+                partial(careless_convert, power=0),
+            "first the score, then x0: the two are swapped": x0_first,
             "the noise in x has the size sigma: x0 = x - sigma epsilon":
                 partial(careless_convert, level=False),
             "v is divided by the root of 1 + sigma^2":
                 partial(careless_convert, v=lambda n, x0, s: n - s * x0),
+            "v = (n - sigma x0) / sqrt(1 + sigma^2): the root is missing":
+                partial(careless_convert, v=lambda n, x0, s: (n - s * x0) / (1 + s**2)),
             "v = (n - sigma x0) / ...: n and x0 have changed places":
                 partial(careless_convert, v=lambda n, x0, s: (x0 - s * n) / np.sqrt(1 + s**2)),
             "flow leads from the data to the noise: n - x0": partial(careless_convert, flow=-1),
@@ -188,11 +212,15 @@ EXERCISES = [
         results=("gx",),
         wrong={
             "the rates have a factor pi": partial(careless_gradient, pi=1),
+            "r_k = pi 2^(n_k), not 2 pi 2^(n_k)": partial(careless_gradient, pi=2 * math.pi),
             "the chain rule: sin(r x) has the slope r cos(r x)":
                 partial(careless_gradient, rate=False),
             "the slope of cos is -sin": partial(careless_gradient, sign=1),
             "x itself is among the features: g_0 is missing": partial(careless_gradient, plain=0),
-            "sines come first, then cosines": partial(careless_gradient, swap=True),
+            "sines come first, then cosines":
+                partial(careless_gradient, cut=lambda waves: halves(waves)[::-1]),
+            "s_1, ..., s_K, then c_1, ..., c_K: they do not take turns":
+                partial(careless_gradient, cut=lambda waves: (waves[:, ::2], waves[:, 1::2])),
         },
         forward=fourier_features,
         wanted=("x",),

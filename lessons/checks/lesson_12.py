@@ -116,16 +116,20 @@ def parts(
     factor=True,
     transpose=True,
     of_scale=True,
+    diagonal=False,
+    directions=None,
 ):
     """The loss, or with `gy` its gradients, with some of its parts wrong."""
     cosines, n = image @ text.T, len(image)
     z = scale(log_scale) * cosines
+    positives = np.eye(n) if diagonal else positives
+    count = (directions or len(axes)) * n
     loss, gz = 0, 0
     for axis, over in zip(axes, target_axes or axes):
         p = softmax(z, axis=axis)
         target = positives / positives.sum(axis=over, keepdims=True) if spread else positives
-        loss = loss - (target * np.log(p)).sum() / (len(axes) * n)
-        gz = gz + (p - target) / (len(axes) * n)
+        loss = loss - (target * np.log(p)).sum() / count
+        gz = gz + (p - target) / count
     if gy is None:
         return loss
     gz = gy * gz
@@ -151,6 +155,8 @@ COMMON = {
     "both directions count: q is the softmax over columns": {"axes": (1,)},
     "several right answers share a 1: divide the positives by their number": {"spread": False},
     "for p divide by the number in the row, for q by that in the column": {"target_axes": (1, 1)},
+    "R and C are of all positives, not of the diagonal: texts repeat": {"diagonal": True},
+    "two directions, each with N rows: divide by 2N, not by N": {"directions": 1},
 }
 
 EXERCISES = [

@@ -64,11 +64,10 @@ def cross_attention(x, c, wq, wk, wv, wo, bo, heads):
 # Wrong answers ------------------------------------------------------------------------------
 
 
-def guided_parts(d_u, d_c, w, r, swapped=False, sign=1, each=True, inverted=False, mixed=True):
+def guided_parts(d_u, d_c, w, r, swapped=False, sign=1, axes=(1, 2, 3), inverted=False, mixed=True):
     if swapped:
         d_u, d_c = d_c, d_u
     result = d_u + sign * w * (d_c - d_u)
-    axes = (1, 2, 3) if each else None
     a = (d_u if swapped else d_c).std(axis=axes, keepdims=True)
     b = result.std(axis=axes, keepdims=True)
     back = b / a if inverted else a / b
@@ -94,8 +93,11 @@ def sample_parts(
     direction=1,
     of_next=False,
     ends=(False, True),
+    where=True,
+    turned=False,
+    last=None,
 ):
-    for sigma, after in pairwise(sigmas):
+    for sigma, after in pairwise(sigmas[:last]):
         given, without = denoiser(x, sigma, cond), denoiser(x, sigma, uncond)
         if swapped:
             given, without = without, given
@@ -103,8 +105,9 @@ def sample_parts(
             sigma <= high if ends[1] else sigma < high
         )
         result = without if outside_uncond else given
-        if inside or everywhere:
-            result = without + w * (given - without)
+        if inside == where or everywhere:
+            change = w * (given - without)
+            result = given - change if turned else without + change
         step = after if of_next and after > 0 else sigma
         x = x + direction * (after - sigma) * (x - result) / step
     return x
@@ -121,12 +124,13 @@ def attention_parts(
     heads,
     whole_width=False,
     axis=-1,
-    strided=False,
+    cut_strided=False,
+    join_strided=False,
     bias=True,
     plain=False,
 ):
     def split(a):
-        if strided:
+        if cut_strided:
             return a.reshape(*a.shape[:2], -1, heads).transpose(0, 3, 1, 2)
         return a.reshape(*a.shape[:2], heads, -1).swapaxes(1, 2)
 
@@ -137,14 +141,24 @@ def attention_parts(
     y = p / p.sum(axis=axis, keepdims=True) @ v  # (N, heads, H W, d)
     if plain:
         y = y.reshape(tokens.shape)
-    elif strided:
+    elif join_strided:
         y = y.transpose(0, 2, 3, 1).reshape(tokens.shape)
     else:
         y = y.swapaxes(1, 2).reshape(tokens.shape)
     return (y @ wo + (bo if bias else 0)).reshape(x.shape)
 
 
-def map_parts(layers, first, last, side, over=np.sum, heads=np.mean, tiled=False, turned=False):
+def map_parts(
+    layers,
+    first,
+    last,
+    side,
+    over=np.sum,
+    heads=np.mean,
+    tiled=False,
+    turned=False,
+    together=np.mean,
+):
     maps = []
     for weights in layers:
         own = int(np.sqrt(weights.shape[1]))
@@ -152,7 +166,7 @@ def map_parts(layers, first, last, side, over=np.sum, heads=np.mean, tiled=False
         of_word = of_word.T if turned else of_word
         f = side // own
         maps.append(np.tile(of_word, (f, f)) if tiled else np.kron(of_word, np.ones((f, f))))
-    return np.mean(maps, axis=0)
+    return together(maps, axis=0)
 
 
 def by_heads(layers, first, last, side):
@@ -180,7 +194,13 @@ EXERCISES = [
             "the sign: D_c - D_u, added": partial(guided_parts, sign=-1),
             "w = 1 must be D_c alone: start from D_u, not from D_c": past_the_condition,
             "the deviation is of each sample, over its own dimensions": partial(
-                guided_parts, each=False
+                guided_parts, axes=None
+            ),
+            "the deviation goes over the axes (1, 2, 3), not over the batch": partial(
+                guided_parts, axes=0
+            ),
+            "the deviation goes over all of (1, 2, 3): channels count, too": partial(
+                guided_parts, axes=(1, 2)
             ),
             "a / b, not b / a: multiplied with D_w it gives the deviation of D_c": partial(
                 guided_parts, inverted=True
@@ -196,6 +216,10 @@ EXERCISES = [
         results=("x",),
         wrong={
             "the branches are swapped: D_c is of cond": partial(sample_parts, swapped=True),
+            "D_u + w (D_c - D_u), not D_c + w (D_u - D_c)": partial(sample_parts, turned=True),
+            "guidance inside the interval, D_c outside, not the reverse": partial(
+                sample_parts, where=False
+            ),
             "guidance only where low < sigma <= high": partial(sample_parts, everywhere=True),
             "outside the interval it is D_c, not D_u": partial(sample_parts, outside_uncond=True),
             "low itself is outside the interval": partial(sample_parts, ends=(True, True)),
@@ -206,6 +230,7 @@ EXERCISES = [
             "the slope is (x - D) / sigma, of the level that x has": partial(
                 sample_parts, of_next=True
             ),
+            "the last level is 0, and the step to it counts": partial(sample_parts, last=-1),
         },
     ),
     Exercise(
@@ -220,7 +245,13 @@ EXERCISES = [
             ),
             "softmax goes over the tokens, not over the pixels": partial(attention_parts, axis=-2),
             "a head is a run of neighbouring numbers: reshape D to (heads, d)": partial(
-                attention_parts, strided=True
+                attention_parts, cut_strided=True, join_strided=True
+            ),
+            "a head is a run of d numbers: cut q, k and v as (heads, d), not (d, heads)": partial(
+                attention_parts, cut_strided=True
+            ),
+            "heads lie one after the other in y: join them as (heads, d), not (d, heads)": partial(
+                attention_parts, join_strided=True
             ),
             "put the heads side by side: move their axis back before the last reshape": partial(
                 attention_parts, plain=True
@@ -239,6 +270,9 @@ EXERCISES = [
                 map_parts, over=np.mean
             ),
             "average over heads": partial(map_parts, heads=np.sum),
+            "average over layers: divide the sum by their number": partial(
+                map_parts, together=np.sum
+            ),
             "enlarge each pixel to a square; do not lay the map out again and again": partial(
                 map_parts, tiled=True
             ),
