@@ -97,23 +97,34 @@ def counted(widths, layers, queue=False, own=False, joined=True, stays=False):
     return np.array(levels)
 
 
-# 4. Up-sampling ----------------------------------------------------------------------------
+# 4. Squares as channels --------------------------------------------------------------------
 
 
 def pixels(rng):
-    x = rng.standard_normal((2, 3, 4, 2))
-    return {"gy": rng.standard_normal((2, 6, 8, 2)), "x": x, "factor": 2}
+    return {
+        "gy": rng.standard_normal((2, 2, 3, 18)),
+        "x": rng.standard_normal((2, 6, 9, 2)),
+        "block": 3,
+    }
 
 
-def upsample_backward(gy, x, factor):
+def space_to_depth(gy, x, block):
     t = Tensor(x, requires_grad=True)
-    ops.upsample_nearest(t, factor).backward(gy)
-    return t.grad
+    y = ops.space_to_depth(t, block)
+    y.backward(gy)
+    return t.grad, y.data
 
 
-def split_wrong(gy, x, factor):
+def permuted(gy, x, block, order=(0, 1, 3, 2, 4, 5), outside=False):
+    """Each side split into squares and the pixels of a square (`outside`: the other way round), the
+    six axes ordered, and back."""
     n, h, w, c = x.shape
-    return gy.reshape(n, factor, h, factor, w, c).sum((1, 3))
+    rows, columns = (h // block, block), (w // block, block)
+    if outside:
+        rows, columns = rows[::-1], columns[::-1]
+    y = x.reshape(n, *rows, *columns, c).transpose(order)
+    gx = gy.reshape(y.shape).transpose(np.argsort(order)).reshape(x.shape)
+    return gx, y.reshape(gy.shape)
 
 
 EXERCISES = [
@@ -166,20 +177,25 @@ EXERCISES = [
         },
     ),
     Exercise(
-        "10_4_upsample_backward",
-        "upsample_backward",
-        solution=upsample_backward,
+        "10_4_space_to_depth",
+        "space_to_depth",
+        solution=space_to_depth,
         inputs=pixels,
-        results=("gx",),
+        results=("gx", "y"),
         wrong={
-            "a sum over the block, not its mean: each copy counts in full":
-                lambda gy, x, factor: ops.average_pool(gy, factor),
-            "a sum over the block, not one pixel of it":
-                lambda gy, x, factor: gy[:, ::factor, ::factor],
-            "rows i factor ... i factor + factor - 1 belong together: reshape to (H, factor)":
-                split_wrong,
+            "a reshape alone leaves all numbers in their order: axes must change places in between":
+                lambda gy, x, block: (gy.reshape(x.shape), x.reshape(gy.shape)),
+            "rows i b ... i b + b - 1 belong together: reshape to (H/b, b), not (b, H/b)":
+                partial(permuted, order=(0, 2, 4, 1, 3, 5), outside=True),
+            "a square goes row by row, r before s":
+                partial(permuted, order=(0, 1, 3, 4, 2, 5)),
+            "a pixel's channels stay together, c is the last axis (in PyTorch's pixel_unshuffle "
+            "the first)":
+                partial(permuted, order=(0, 1, 3, 5, 2, 4)),
+            "a permutation: each number counts in full, nothing is averaged":
+                lambda gy, x, block: tuple(a / block**2 for a in space_to_depth(gy, x, block)),
         },
-        forward=lambda x, factor: ops.upsample_nearest(x, factor),
+        forward=lambda x, block: ops.space_to_depth(x, block),
         wanted=("x",),
     ),
 ]  # fmt: skip
