@@ -2,8 +2,8 @@
 
 A schedule has n steps, from sigmas[0] down to sigmas[n] = 0. Of strength s the last floor(n s) of
 them are taken, so the first n - floor(n s) are left out. The start is the picture's latent with
-noise of the level that the first step taken begins at: a level of the process that adds noise and
-does not scale the data.
+noise of the level that the first step taken begins at: the noise is scaled and added, the latent
+stays as it is. (With n steps the list has n + 1 levels.)
 """
 
 
