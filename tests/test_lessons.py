@@ -42,6 +42,7 @@ def test_a_page_has_every_part(lesson):
     assert 150 <= len(page.splitlines()) <= 300
     remember = page.split("## What to remember")[1].split("##")[0]
     assert re.findall(r"^(\d)\. ", remember, re.M) == ["1", "2", "3"]
+    assert re.search(r"^ *source\(", page, re.M), "no source of the library is shown"
     drawn = set(re.findall(r"\]\((figures/[^)]+)\)", page))
     assert len(drawn) >= 2
     assert "!" not in re.sub(r"!\[|<!--|`[^`]*`|\$[^$]*\$", "", prose(page)), "an exclamation mark"
