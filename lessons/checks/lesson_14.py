@@ -59,13 +59,15 @@ def euler(D, x, sigmas):
     return SAMPLERS["euler"](D, x, sigmas)
 
 
-def two_slopes(D, x, sigmas, mix, at="trial", level="next"):
+def two_slopes(D, x, sigmas, mix, at="trial", level="next", asked="trial", divided="next"):
     for sigma, low in pairwise(sigmas):
         slope = (x - D(x, sigma)) / sigma
         trial = x + (low - sigma) * slope
         if low > 0:
             place, height = (trial if at == "trial" else x), (low if level == "next" else sigma)
-            trial = x + (low - sigma) * mix(slope, (place - D(place, height)) / height)
+            denoised = D(place if asked == "trial" else x, height)
+            over = height if divided == "next" else sigma
+            trial = x + (low - sigma) * mix(slope, (place - denoised) / over)
         x = trial
     return x
 
@@ -74,15 +76,19 @@ def mean(a, b):
     return (a + b) / 2
 
 
-def multistep(D, x, sigmas, weight):
+def half(h, h_last):
+    return h / (2 * h_last)
+
+
+def multistep(D, x, sigmas, weight=half, keep=lambda last, denoised, middle: denoised, care=True):
     last, h_last = None, None
     for sigma, low in pairwise(sigmas):
         middle = denoised = D(x, sigma)
-        if low > 0:
-            h = math.log(sigma / low)
+        if low > 0 or not care:
+            h = math.log(sigma / low) if low > 0 else math.inf
             if last is not None:
                 middle = denoised + (denoised - last) * weight(h, h_last)
-            last, h_last = denoised, h
+            last, h_last = keep(last, denoised, middle), h
         x = x * (low / sigma) + (1 - low / sigma) * middle
     return x
 
@@ -113,6 +119,10 @@ EXERCISES = [
                 partial(two_slopes, mix=mean, at="x"),
             "the second slope is that of the next level, not of sigma":
                 partial(two_slopes, mix=mean, level="old"),
+            "the second slope is divided by sigma', the next level, not by sigma":
+                partial(two_slopes, mix=mean, divided="old"),
+            "the second slope is (trial - D(trial, sigma')) / sigma': D of the trial point too":
+                partial(two_slopes, mix=mean, asked="x"),
         },
     ),
     Exercise(
@@ -131,6 +141,12 @@ EXERCISES = [
                 partial(multistep, weight=lambda h, h_last: h_last / (2 * h)),
             "the line goes on from D_last through D: D - D_last, not D_last - D":
                 partial(multistep, weight=lambda h, h_last: -h / (2 * h_last)),
+            "the step to 0 takes M = D: there h is infinite": partial(multistep, care=False),
+            "D_last is the last answer of D, not the last M":
+                partial(multistep, keep=lambda last, denoised, middle: middle),
+            "D_last is that of the step before, not of the first step: keep D at every step":
+                partial(multistep, keep=lambda last, denoised, middle:
+                        denoised if last is None else last),
         },
     ),
     Exercise(
@@ -160,6 +176,10 @@ EXERCISES = [
         results=("bits",),
         wrong={
             "nats are not bits: divide by ln 2": lambda log_p, d: 7 - log_p / d,
+            "this is nats for each pixel: -log2 p is -ln p / ln 2, with the bin's volume in p":
+                lambda log_p, d: math.log(128) - log_p / d,
+            "a nat is 1 / ln 2 bits: divide by ln 2, not multiply":
+                lambda log_p, d: 7 - log_p * math.log(2) / d,
             "a bin is 1/128 wide, not 1/256: seven bits, not eight":
                 lambda log_p, d: 8 - log_p / (d * math.log(2)),
             "the volume of the bin is missing: it is 128^-d":

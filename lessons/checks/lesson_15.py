@@ -24,7 +24,8 @@ def two_noises(rng):
 
 def latents(rng):
     latent, noise = rng.standard_normal((2, 2, 3, 3, 2))
-    strength = float(rng.choice([0.3, 0.7, 0.8]))  # of 9 steps: 2.7, 6.3, 7.2
+    # Of 9 steps 1.53, 3.51, 6.57: rounding shows in each, n = 10 in the first two.
+    strength = float(rng.choice([0.17, 0.39, 0.73]))
     return {"latent": latent, "noise": noise, "sigmas": karras_sigmas(9, 0.02, 40.0),
             "strength": strength}  # fmt: skip
 
@@ -52,9 +53,10 @@ def invert(D, x, sigmas):
 # Wrong answers ------------------------------------------------------------------------------
 
 
-def arc(a, b, t, divided=True, lengths=True):
-    size = np.linalg.norm(a) * np.linalg.norm(b) if lengths else a.size
-    theta = np.arccos((a * b).sum() / size)
+def arc(a, b, t, divided=True, lengths=True, axis=None):
+    many = {"axis": axis, "keepdims": axis is not None}
+    size = np.sqrt((a**2).sum(**many) * (b**2).sum(**many)) if lengths else a.size
+    theta = np.arccos((a * b).sum(**many) / size)
     x = np.sin((1 - t) * theta) * a + np.sin(t * theta) * b
     return x / np.sin(theta) if divided else x
 
@@ -73,10 +75,16 @@ def scaled(latent, noise, sigmas, strength):
     return first, x / math.sqrt(1 + sigmas[first] ** 2)
 
 
-def turned(D, x, clean, known, sigma, low, noise, more, level="sigma", up="root"):
+def scaled_latent(latent, noise, sigmas, strength):
+    first, x = solutions.start(latent, noise, sigmas, strength)
+    return first, x - latent + latent / math.sqrt(1 + sigmas[first] ** 2)
+
+
+def turned(D, x, clean, known, sigma, low, noise, more, level="sigma", up="root", at="sigma"):
     put = {"sigma": sigma, "low": low, "none": 0.0}[level]
     x = np.where(known, clean + put * noise, x)
-    lower = x + (low - sigma) * (x - D(x, sigma)) / sigma
+    height = sigma if at == "sigma" else low
+    lower = x + (low - sigma) * (x - D(x, height)) / height
     added = {"root": math.sqrt(sigma**2 - low**2), "line": sigma - low, "all": sigma}[up]
     return lower, lower + added * more
 
@@ -107,6 +115,8 @@ EXERCISES = [
                 partial(arc, divided=False),
             "cos theta is a . b divided by both lengths, not by the number of dimensions":
                 partial(arc, lengths=False),
+            "theta is one angle, of all the numbers of a and b, not of the last axis alone":
+                partial(arc, axis=-1),
         },
     ),
     Exercise(
@@ -126,6 +136,9 @@ EXERCISES = [
                 lambda latent, noise, sigmas, strength: (
                     first_step(len(sigmas) - 1, strength), latent + strength * noise),
             "this process adds noise and does not scale: latent + sigma noise": scaled,
+            "the latent stays as it is: sigma scales the noise alone": scaled_latent,
+            "n steps have n + 1 levels: n = len(sigmas) - 1":
+                partial(started, index=lambda n, s: n + 1 - math.floor((n + 1) * s)),
         },
     ),
     Exercise(
@@ -144,6 +157,8 @@ EXERCISES = [
                 partial(turned, up="line"),
             "x' holds noise of level low already: up again by sqrt(sigma^2 - low^2)":
                 partial(turned, up="all"),
+            "the slope is that of sigma, where x is: (x - D(x, sigma)) / sigma, not of low":
+                partial(turned, at="low"),
         },
     ),
     Exercise(
