@@ -61,14 +61,16 @@ def exercises(lesson: str) -> list[Exercise]:
     """Those of a lesson, "05" say; ValueError where there are none."""
     path = Path(__file__).parent / "checks" / f"lesson_{lesson}.py"
     if not path.is_file():
-        known = sorted(p.stem[-2:] for p in path.parent.glob("lesson_*.py"))
+        known = sorted(p.stem[-2:] for p in (EXERCISES.parent / "checks").glob("lesson_*.py"))
         raise ValueError(f"no exercises for lesson {lesson!r}: there are {', '.join(known)}")
     return importlib.import_module(f"lessons.checks.lesson_{lesson}").EXERCISES
 
 
-def arrays(answer) -> list:
-    """Results as arrays, in a list, whether one came or several; Tensors give their data."""
-    several = answer if isinstance(answer, tuple | list) else (answer,)
+def arrays(answer, count: int) -> list:
+    """Results as arrays, in a list, `count` of them if it is right; Tensors give their data. Of a
+    single result a list is an array."""
+    one = count == 1 and not isinstance(answer, tuple)
+    several = answer if isinstance(answer, tuple | list) and not one else (answer,)
     return [r.data if isinstance(r, Tensor) else None if r is None else np.asarray(r)
             for r in several]  # fmt: skip
 
@@ -92,19 +94,19 @@ def check(exercise: Exercise, function: Callable) -> list[str]:
 
 def check_seed(exercise: Exercise, function: Callable, seed: int) -> list[str]:
     given = exercise.inputs(np.random.default_rng(seed))
-    right = arrays(exercise.solution(**copy.deepcopy(given)))
+    names = exercise.results
+    right = arrays(exercise.solution(**copy.deepcopy(given)), len(names))
     used = copy.deepcopy(given)
     try:
-        found = arrays(function(**used))
+        found = arrays(function(**used), len(names))
     except NotImplementedError:
         return ["not written yet"]
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         last = traceback.extract_tb(problem.__traceback__)[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}"
         return [f"{type(problem).__name__} ({place}): {problem}"]
-    names = exercise.results
     if len(found) != len(names):
-        return [f"{len(found)} results; {len(names)} are wanted: {', '.join(names)}"]
+        return [f"{len(found)} results came, {len(names)} should: {', '.join(names)}"]
     missing = [name for name, result in zip(names, found) if result is None]
     if missing:
         return [f"{missing[0]} is None: is there a return?"]
@@ -114,8 +116,9 @@ def check_seed(exercise: Exercise, function: Callable, seed: int) -> list[str]:
     ]  # fmt: skip
     kinds = [f"{name} holds {result.dtype}, not numbers"
              for name, result in zip(names, found) if result.dtype.kind not in "biuf"]  # fmt: skip
+    numbers = all(result.dtype.kind in "biufc" for result in found)
     if shapes or kinds:
-        return shapes + kinds + hints(exercise, given, found, None)
+        return shapes + kinds + (hints(exercise, given, found, None) if numbers else [])
     wrong = {}
     for name, result, wanted in zip(names, found, right):
         result, wanted = result.astype(np.float64), wanted.astype(np.float64)
@@ -138,7 +141,7 @@ def hints(exercise: Exercise, given: dict, found: list, wrong: list[str] | None)
     """Hints of the known wrong answers that agree with this one where it is wrong."""
     told = []
     for hint, mistake in exercise.wrong.items():
-        theirs = arrays(mistake(**copy.deepcopy(given)))
+        theirs = arrays(mistake(**copy.deepcopy(given)), len(found))
         if len(theirs) != len(found) or any(a.shape != b.shape for a, b in zip(theirs, found)):
             continue
         compared = [
@@ -199,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     for exercise in chosen:
         try:
             complaints = check(exercise, getattr(load(exercise.file), exercise.function))
-        except (SyntaxError, AttributeError, ImportError, OSError) as problem:
+        except (Exception, SystemExit) as problem:  # whatever the file does when it is loaded
             complaints = [f"{type(problem).__name__}: {problem}"]
         failed |= bool(complaints)
         gradients = ", and the vector-Jacobian check agrees" if exercise.forward else ""

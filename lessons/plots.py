@@ -37,6 +37,7 @@ STYLE = {
 pyplot.rcParams.update(STYLE)
 
 folder: Path | None = None  # where figures go; the runner sets it
+trained: set[str] = set()  # files of figures that the rounding of another processor may change
 
 
 def panels(rows: int = 1, columns: int = 1, height: float = 3.0, **options):
@@ -52,9 +53,12 @@ def curves(ax, lines: dict, x=None, colours=COLOURS, **settings) -> None:
     ax.legend(fontsize=8)
 
 
-def save(figure: Figure | Image.Image | Sequence[Image.Image], name: str, **options) -> None:
+def save(
+    figure: Figure | Image.Image | Sequence[Image.Image], name: str, of_run: bool = False, **options
+) -> None:
     """Write a figure or a picture as `name`.png, frames of an animation as `name`.gif.
 
+    `of_run`: it shows times, or a training made here, and may look somewhat different elsewhere.
     In a notebook it is shown instead. `options` go to `images.save_gif`. Raises ValueError for a
     file above 150 kB (1 MB for an animation).
     """
@@ -71,6 +75,8 @@ def save(figure: Figure | Image.Image | Sequence[Image.Image], name: str, **opti
     if size > largest:
         raise ValueError(f"figure {name} has {size:,} bytes; at most {largest:,} are allowed")
     if folder is not None:
+        if of_run:
+            trained.add(f"{name}.{'gif' if moving else 'png'}")
         (folder / f"{name}.{'gif' if moving else 'png'}").write_bytes(data.getvalue())
     elif "ipykernel" in sys.modules:
         from IPython.display import Image as Shown

@@ -3,13 +3,15 @@
 A lesson is a Markdown page. Its `python` fences run in order, in one namespace, each lesson in a
 process of its own; the `output` fence after one holds what it prints, the figures it saves lie in
 lessons/figures/. A run brings both up to date. With --check nothing is written: what is not up to
-date is an error. Numbers may differ by the tolerance of the fence, written behind its name:
-`output rtol=0.2`. Ends with a table of times.
+date is an error. Words, whole numbers and code must agree; other numbers may differ by 1%, numbers
+like 1e-9 by a factor of 30; or by the tolerance of the fence, written behind its name, as in
+`output rtol=0.2`, or `output any` for times. Ends with a table of times.
 """
 
 import argparse
 import contextlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -23,13 +25,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageSequence
 
+from lessons import plots
+
 LESSONS = Path(__file__).resolve().parent
 ROOT = LESSONS.parent
 FENCE = re.compile(r"^```(\w*)[ \t]*([^\n`]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
-RTOL, ATOL = 1e-2, 1e-6  # of numbers with a decimal point or an exponent
-PICTURE = 2.0  # grey levels (of 255), on average, that two drawings of one figure may differ by
-SECONDS = 30.0  # that a lesson may take
+RTOL = 1e-2  # of numbers with a decimal point
+ANY = float("inf")  # the tolerance of times
+FACTOR = 30  # between numbers with an exponent: errors, of which the size counts
+LEVELS = 40.0  # grey levels (of 255) from which on a pixel is another
+SHARE, SHARE_TRAINED = 0.004, 0.1  # of a figure's pixels that may be others; of a trained one's
+SECONDS = 60.0  # of processors that a lesson may take: half a minute of two
 
 
 @dataclass
@@ -57,41 +64,66 @@ def pages() -> dict[str, Path]:
 
 
 def differs(expected: str, found: str, rtol: float | None = None) -> bool:
-    """Whether two outputs differ: in words, in whole numbers (unless `rtol` is given), or in other
-    numbers by more than `rtol`, 1e-6 and one unit of the last decimal shown."""
+    """Whether two outputs differ: in words or code, or in numbers by more than they may.
+
+    Without `rtol` whole numbers must be equal, numbers like 1e-9 within a factor of 30, others
+    within 1% or one unit of the last decimal shown. With it, all within `rtol` or that unit.
+    """
+    (code, expected), (printed, found) = (apart(text.rstrip()) for text in (expected, found))
+    if code != printed:
+        return True
     if [t.split() for t in NUMBER.split(expected)] != [t.split() for t in NUMBER.split(found)]:
         return True
-    for a, b in zip(NUMBER.findall(expected), NUMBER.findall(found)):
-        if rtol is None and not re.search(r"[.eE]", a + b):
-            if a != b:
-                return True
-            continue
-        x, y = float(a), float(b)
-        decimals = re.search(r"\.(\d+)$", a)
-        atol = max(ATOL, 1.01 * 10.0 ** -len(decimals[1]) if decimals else 0.0)
-        if abs(x - y) > atol + (RTOL if rtol is None else rtol) * max(abs(x), abs(y)):
-            return True
-    return False
+    return any(
+        not close(a, b, rtol) for a, b in zip(NUMBER.findall(expected), NUMBER.findall(found))
+    )
+
+
+def apart(text: str) -> tuple[str, str]:
+    """The lines of an output that are code, a function with what is indented under it; the rest."""
+    code, rest, inside = [], [], False
+    for line in text.split("\n"):
+        inside = line.startswith("def ") or (inside and line[:1] in ("", " "))
+        (code if inside else rest).append(line)
+    return "\n".join(code), "\n".join(rest)
+
+
+def close(a: str, b: str, rtol: float | None) -> bool:
+    x, y = float(a), float(b)
+    if rtol is None and "e" in (a + b).lower():
+        return x == y or (x * y > 0 and max(x / y, y / x) <= FACTOR)
+    decimals = re.search(r"\.(\d+)", a)
+    unit = 1.01 * 10.0 ** -len(decimals[1]) if decimals else 0.0
+    if rtol is None:
+        rtol = RTOL if decimals or "." in a + b else 0.0
+    return abs(x - y) <= unit + rtol * max(abs(x), abs(y))
 
 
 def tolerance(fence: Fence) -> float | None:
-    found = re.fullmatch(r"rtol=(\S+)", fence.options.strip())
-    if fence.options.strip() and not found:
-        raise ValueError(f"line {fence.line - 1}: output {fence.options!r}; write rtol=NUMBER")
-    return float(found[1]) if found else None
+    """Of an output fence; ValueError for another than None, 0 < rtol < 1 or infinity ("any")."""
+    option = fence.options.strip()
+    if not option:
+        return None
+    if option == "any":
+        return ANY
+    found = re.fullmatch(r"rtol=(0\.\d+)", option)
+    if not found:
+        raise ValueError(f"line {fence.line - 1}: output {option}; write rtol=0.2, say, or any")
+    return float(found[1])
 
 
 def execute(path: Path, figures: Path, check: bool) -> tuple[str, list[str]]:
     """Run a page; figures go to `figures`. Returns the page with outputs that are up to date, and
     what differed. Raises ValueError where its code does."""
-    from lessons import plots
-
     plots.folder = figures
+    plots.trained.clear()
     page = path.read_text(encoding="utf-8")
     blocks = fences(page)
     namespace = {"__name__": "__main__"}
     renewed, at, stale = [], 0, []
     for i, block in enumerate(blocks):
+        if block.language == "output" and (i == 0 or blocks[i - 1].language != "python"):
+            stale.append(f"{path.name}:{block.line}: no code stands before this output")
         if block.language != "python":
             continue
         printed = io.StringIO()
@@ -112,7 +144,9 @@ def execute(path: Path, figures: Path, check: bool) -> tuple[str, list[str]]:
         if shown is None and not found:
             continue
         rtol = tolerance(shown) if shown else None
-        if shown and found and not differs(shown.text, found, rtol if check else None):
+        if shown and found and not differs(
+            shown.text, found, rtol if check or rtol == ANY else None
+        ):
             continue
         stale.append(f"{path.name}:{block.line}: the output of this code is not what the page says")
         fresh = f"```output {shown.options}".rstrip() if shown else "```output"
@@ -123,12 +157,15 @@ def execute(path: Path, figures: Path, check: bool) -> tuple[str, list[str]]:
     return "".join(renewed) + page[at:], stale
 
 
-def alike(a: Path, b: Path, most: float) -> bool:
-    """Whether two pictures or animations differ by at most so many grey levels, on average."""
+def alike(a: Path, b: Path, share: float) -> bool:
+    """Whether of two pictures or animations at most such a share of the pixels differ."""
     first, second = frames(a), frames(b)
     if len(first) != len(second) or first[0].shape != second[0].shape:
         return False
-    return all(np.abs(one - other).mean() <= most for one, other in zip(first, second))
+    return all(
+        (np.abs(one - other).max(axis=-1) > LEVELS).mean() <= share
+        for one, other in zip(first, second)
+    )
 
 
 def frames(path: Path) -> list[np.ndarray]:
@@ -148,9 +185,8 @@ def run(path: Path, check: bool) -> list[str]:
             path.write_text(page, encoding="utf-8")
         fresh = {file.name for file in drawn.iterdir()}
         for name in sorted(fresh):
-            if not (kept / name).is_file() or not alike(
-                drawn / name, kept / name, PICTURE if check else PICTURE / 100
-            ):
+            share = SHARE_TRAINED if name in plots.trained else SHARE if check else SHARE / 10
+            if not (kept / name).is_file() or not alike(drawn / name, kept / name, share):
                 stale.append(f"figures/{name} is not what {path.name} draws")
                 if not check:
                     (kept / name).write_bytes((drawn / name).read_bytes())
@@ -190,19 +226,27 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = options.lessons or list(known)
     if options.alone:
         return alone(known[chosen[0]], options.check)
-    failed, table = 0, []
+    failed, total = 0, 0.0
     for name in chosen:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), processor_seconds()
         command = [sys.executable, "-m", "lessons.run", name, "--alone"]
         code = subprocess.run(command + ["--check"] * options.check, cwd=ROOT).returncode
-        seconds = time.perf_counter() - began
-        verdict = "failed" if code else "slow" if seconds > SECONDS else "ok"
-        failed += bool(code)
-        table.append(f"{known[name].stem:32} {seconds:6.1f} s  {verdict}")
-        print(table[-1], flush=True)
-        total = sum(float(line[32:39]) for line in table)
-    print(f"{'all':32} {total:6.1f} s  {failed} failed" if len(table) > 1 else "", end="\n")
+        seconds, used = time.perf_counter() - began, processor_seconds() - used
+        slow = used > SECONDS
+        failed += bool(code) or slow
+        total += seconds
+        verdict = "failed" if code else f"too slow: at most {SECONDS:.0f} s" if slow else "ok"
+        print(f"{known[name].stem:28} {seconds:6.1f} s, on one core {used:5.1f} s  {verdict}")
+        sys.stdout.flush()
+    if len(chosen) > 1:
+        print(f"{'all':28} {total:6.1f} s  {failed} failed")
     return int(failed > 0)
+
+
+def processor_seconds() -> float:
+    """Of the lessons run so far."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ That each page's code runs and prints what the page says is for `python -m lesso
 import ast
 import itertools
 import re
+import sys
 import textwrap
 
 import nbclient
@@ -73,7 +74,9 @@ def test_no_private_name_is_used(lesson):
             continue
         for node in ast.walk(ast.parse(block.text)):
             names = [node.attr] if isinstance(node, ast.Attribute) else []
-            names += [a.name for a in node.names] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names += [part for alias in node.names for part in alias.name.split(".")]
+                names += (getattr(node, "module", None) or "").split(".")
             assert not any(re.match(r"_[^_]", name) for name in names), names
 
 
@@ -144,7 +147,10 @@ def test_an_error_names_its_line(page):
 @pytest.mark.parametrize(("a", "b", "rtol", "expected"), [
     ("1.234 m", "1.235 m", None, False), ("1.234 m", "1.334 m", None, True),
     ("1.234 m", "1.334 m", 0.2, False), ("12 of 20", "13 of 20", None, True),
-    ("12 of 20", "13 of 20", 0.2, False), ("1e-9", "3e-8", None, False),
+    ("12 of 20", "13 of 20", 0.2, False), ("1e-9", "2e-8", None, False),
+    ("1e-9", "4e-8", None, True), ("4e-12", "9e-7", None, True), ("0e+00", "0.0e+00", None, False),
+    ("a 1\ndef f(x):\n    return 2", "a 1\ndef f(x):\n    return 3", 0.9, True),
+    ("a 1\ndef f(x):\n    return 2", "a 9\ndef f(x):\n    return 2", float("inf"), False),
     ("a  b", "a b", None, False), ("conv2d", "conv3d", None, True), ("-0.5", "0.5", None, True),
     ("1.0", "nan", None, True),
 ])  # fmt: skip
@@ -160,10 +166,47 @@ def test_figures_are_compared_by_their_looks(page):
     run.run(page, check=False)
     page.write_text(draw.replace("GREY", "101"))
     assert run.run(page, check=True) == []
-    page.write_text(draw.replace("GREY", "140"))
+    page.write_text(draw.replace("GREY", "150"))
     assert len(run.run(page, check=True)) == 1
     page.write_text(LESSON)
     assert run.run(page, check=True) == ["figures/05_x.png: no code of 05_test.md draws it"]
+
+
+def test_a_line_that_has_gone_is_noticed(page):
+    code = """from lessons import plots
+figure, ax = plots.panels(height=2)
+ax.plot([0, 1, 2], [1, 0, 2], alpha=1)
+plots.save(figure, "05_x")"""
+    page.write_text(LESSON.replace("x = 3", f"x = 3\n{code}"))
+    run.run(page, check=False)
+    assert run.run(page, check=True) == []
+    page.write_text(page.read_text().replace("alpha=1", "alpha=0"))
+    assert run.run(page, check=True) == ["figures/05_x.png is not what 05_test.md draws"]
+
+
+def test_a_figure_of_a_training_may_look_a_little_different(page):
+    code = """from lessons import plots
+figure, ax = plots.panels(height=2)
+ax.plot([0, 1, 2], [1, 0, 2.0])
+plots.save(figure, "05_x", of_run=True)"""
+    page.write_text(LESSON.replace("x = 3", f"x = 3\n{code}"))
+    run.run(page, check=False)
+    page.write_text(page.read_text().replace("0, 2.0", "0, 1.9"))
+    assert run.run(page, check=True) == []
+    page.write_text(page.read_text().replace(", of_run=True", ""))
+    assert len(run.run(page, check=True)) == 1
+
+
+def test_an_output_without_code_is_stale(page):
+    page.write_text(LESSON + "\n```output\nThe loss is 17.3\n```\n")
+    assert run.run(page, check=True) == ["05_test.md:13: no code stands before this output"]
+
+
+@pytest.mark.parametrize("option", ["rtol=2", "rtol=1e9", "rtol", "loose", "rtol=0.2 any"])
+def test_a_tolerance_that_makes_no_sense_is_refused(page, option):
+    page.write_text(LESSON.replace("```output", f"```output {option}"))
+    with pytest.raises(ValueError, match="write rtol="):
+        run.run(page, check=True)
 
 
 def test_large_figures_are_refused():
@@ -238,7 +281,7 @@ def in_place(x, gy):
 
 
 @pytest.mark.parametrize(("answer", "complaint"), [
-    (lambda x, gy: 2 * x, "1 results; 2 are wanted: y, gx"),
+    (lambda x, gy: 2 * x, "1 results came, 2 should: y, gx"),
     (lambda x, gy: (2 * x, None), "gx is None"),
     (lambda x, gy: (2 * x[:2], 2 * gy), "y has shape (2,); (3,) is right"),
     (lambda x, gy: (2 * x, gy), "gx is wrong: relative error 5.0e-01"),
@@ -246,10 +289,31 @@ def in_place(x, gy):
     (lambda x: x, "TypeError"),
     (in_place, "changes its argument x"),
     (lambda x, gy: ("a", "b"), "shape"),
+    (lambda x, gy: (x, {"a": 1}), "shape"),
+    (lambda x, gy: sys.exit(3), "SystemExit"),
+    (lambda x, gy: (2j * x, 2 * gy), "holds complex128"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:divide by zero")
 def test_the_checker_says_what_is_wrong(answer, complaint):
     assert complaint in check.check(DOUBLE, answer)[0]
+
+
+SCALAR = check.Exercise(
+    "05_1", "total", lambda x: x.sum(), lambda rng: {"x": rng.random(3)}, ("y",),
+    {"all of them": lambda x: x[0]},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", ["0.3", {"y": 1}, len, object(), [1, 2], (1.0, 2.0), None])
+def test_an_answer_of_any_kind_is_refused(answer):
+    assert check.check(SCALAR, lambda x: answer)
+    assert check.check(SCALAR, lambda x: float(x.sum())) == []
+
+
+def test_a_list_is_an_array():
+    listed = check.Exercise("05_1", "double", lambda x: 2 * x, DOUBLE.inputs, ("y",), {})
+    listed.inputs = lambda rng: {"x": rng.random(3)}
+    assert check.check(listed, lambda x: [2 * value for value in x]) == []
 
 
 def test_right_and_wrong_results_are_told_apart():
@@ -265,7 +329,9 @@ def test_the_vector_jacobian_check_finds_what_the_comparison_cannot():
 
 
 def test_the_checker_from_the_command_line(tmp_path, monkeypatch, capsys):
-    assert check.main(["99"]) == 2 and "no exercises for lesson" in capsys.readouterr().err
+    for unknown in ("99", "../x"):
+        assert check.main([unknown]) == 2
+        assert re.search(r"no exercises for lesson .*: there are 00, 01", capsys.readouterr().err)
     assert check.main(["05", "9"]) == 2 and "exercises 1 to 3" in capsys.readouterr().err
     assert check.main(["05", "1"]) == 1 and "not written yet" in capsys.readouterr().out
     answer = """
@@ -276,7 +342,8 @@ def test_the_checker_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(check, "EXERCISES", tmp_path)
     assert check.main(["05", "1"]) == 0 and "05_1_group_norm: right" in capsys.readouterr().out
     assert check.main(["05", "2"]) == 1 and "SyntaxError" in capsys.readouterr().out
-    assert check.main(["05", "3"]) == 1 and "No such file" in capsys.readouterr().out
+    (tmp_path / "05_3_group_norm_backward.py").write_text("undefined")
+    assert check.main(["05", "3"]) == 1 and "NameError" in capsys.readouterr().out
 
 
 # Notebooks ---------------------------------------------------------------------------------
