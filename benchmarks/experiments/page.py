@@ -115,8 +115,8 @@ def samplers_figure(rows: dict) -> Figure:
     for axes in (left, right):
         axes.set_xticks([5, 10, 20, 40, 80], ["5", "10", "20", "40", "80"])
         axes.xaxis.set_minor_locator(NullLocator())
-    for ticks in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
-        ticks("{x:g}")
+    left.set_yticks([1, 2, 3, 5, 10, 30, 100], ["1", "2", "3", "5", "10", "30", "100"])
+    left.yaxis.set_minor_locator(NullLocator())
     right.legend(fontsize="small", loc="lower right")
     return figure
 
