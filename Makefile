@@ -20,7 +20,7 @@ evaluate: .venv/ready
 bench: .venv/bench
 	$(BIN)/python -m benchmarks $(BENCH)
 
-# An hour and a half, after train-mnist; goes on where it was. EXPERIMENTS="samplers" for a part.
+# Hours, after train-mnist; goes on where it was. EXPERIMENTS="samplers" for a part.
 experiments: .venv/dev
 	$(BIN)/python -m benchmarks.experiments --base "$(RUN)" $(EXPERIMENTS)
 

@@ -37,7 +37,7 @@ STYLE = {
 pyplot.rcParams.update(STYLE)
 
 folder: Path | None = None  # where figures go; the runner sets it
-trained: set[str] = set()  # files of figures that the rounding of another processor may change
+of_runs: set[str] = set()  # files of figures that show times or a training
 
 
 def panels(rows: int = 1, columns: int = 1, height: float = 3.0, **options):
@@ -76,7 +76,7 @@ def save(
         raise ValueError(f"figure {name} has {size:,} bytes; at most {largest:,} are allowed")
     if folder is not None:
         if of_run:
-            trained.add(f"{name}.{'gif' if moving else 'png'}")
+            of_runs.add(f"{name}.{'gif' if moving else 'png'}")
         (folder / f"{name}.{'gif' if moving else 'png'}").write_bytes(data.getvalue())
     elif "ipykernel" in sys.modules:
         from IPython.display import Image as Shown

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageSequence
 
+from ldm_numpy.backend import tune_cpu
 from lessons import plots
 
 LESSONS = Path(__file__).resolve().parent
@@ -35,7 +36,8 @@ RTOL = 1e-2  # of numbers with a decimal point
 ANY = float("inf")  # the tolerance of times
 FACTOR = 30  # between numbers with an exponent: errors, of which the size counts
 LEVELS = 40.0  # grey levels (of 255) from which on a pixel is another
-SHARE, SHARE_TRAINED = 0.004, 0.1  # of a figure's pixels that may be others; of a trained one's
+SHARE = 0.004  # of a figure's pixels that may be others
+SHARE_OF_RUN = 0.1  # the same, of a figure that shows times or a training
 SECONDS = 60.0  # of processors that a lesson may take: half a minute of two
 
 
@@ -116,7 +118,7 @@ def execute(path: Path, figures: Path, check: bool) -> tuple[str, list[str]]:
     """Run a page; figures go to `figures`. Returns the page with outputs that are up to date, and
     what differed. Raises ValueError where its code does."""
     plots.folder = figures
-    plots.trained.clear()
+    plots.of_runs.clear()
     page = path.read_text(encoding="utf-8")
     blocks = fences(page)
     namespace = {"__name__": "__main__"}
@@ -185,7 +187,7 @@ def run(path: Path, check: bool) -> list[str]:
             path.write_text(page, encoding="utf-8")
         fresh = {file.name for file in drawn.iterdir()}
         for name in sorted(fresh):
-            share = SHARE_TRAINED if name in plots.trained else SHARE if check else SHARE / 10
+            share = SHARE_OF_RUN if name in plots.of_runs else SHARE if check else SHARE / 10
             if not (kept / name).is_file() or not alike(drawn / name, kept / name, share):
                 stale.append(f"figures/{name} is not what {path.name} draws")
                 if not check:
@@ -198,8 +200,6 @@ def run(path: Path, check: bool) -> list[str]:
 
 def alone(path: Path, check: bool) -> int:
     """Run one lesson in this process, with warnings as errors."""
-    from ldm_numpy.backend import tune_cpu
-
     warnings.simplefilter("error")
     tune_cpu()
     try:

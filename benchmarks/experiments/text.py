@@ -3,7 +3,7 @@
 
 HEAD = """# What the parts are worth
 
-Measured on the model that ships, by `make experiments` (an hour and a half on two cores, after
+Measured on the model that ships, by `make experiments` (hours on two cores, after
 `make train-mnist`; interrupted, it goes on where it was). Each row of a table is one measurement,
 and `python -m benchmarks.experiments EXPERIMENT/ROW` repeats it. The numbers themselves are in
 [experiments.json](experiments.json).
