@@ -8,6 +8,7 @@ however wrong the backward pass scales it.
 
 import numpy as np
 
+from .backend import array_module
 from .tensor import Tensor
 
 
@@ -29,22 +30,23 @@ def vjp_errors(function, arrays, seed: int = 0, step: float = 1e-5) -> list[floa
     rng = np.random.default_rng(seed)
     inputs = [Tensor(array, requires_grad=True) for array in arrays]
     y = function(*inputs)
-    gy = rng.standard_normal(y.shape)
+    xp = array_module(y.data)
+    gy = xp.asarray(rng.standard_normal(y.shape))
     y.backward(gy)
 
     errors = []
     for i, x in enumerate(inputs):
-        v = rng.standard_normal(x.shape)
-        h = step * max(1.0, float(np.abs(x.data).max(initial=0.0)))
+        v = xp.asarray(rng.standard_normal(x.shape))
+        h = step * max(1.0, float(abs(x.data).max()) if x.size else 0.0)
 
         def moved(t, i=i, v=v):
             shifted = [a + t * v if j == i else a for j, a in enumerate(arrays)]
             return function(*[Tensor(a) for a in shifted]).data
 
         jv = (moved(h) - moved(-h)) / (2 * h)
-        gx = np.zeros_like(x.data) if x.grad is None else x.grad
-        difference = abs(float(np.vdot(gy, jv)) - float(np.vdot(gx, v)))
-        size = float(np.linalg.norm(gy) * np.linalg.norm(jv))
+        gx = xp.zeros_like(x.data) if x.grad is None else x.grad
+        difference = abs(float(xp.vdot(gy, jv)) - float(xp.vdot(gx, v)))
+        size = float(xp.linalg.norm(gy) * xp.linalg.norm(jv))
         errors.append(difference / size if size else difference)
     return errors
 

@@ -7,6 +7,29 @@ import pytest
 
 from ldm_numpy.backend import blas_threads
 
+from . import device, strict_backend
+
+
+def pytest_addoption(parser):
+    parser.addoption("--backend", choices=("numpy", "strict", "gpu"), default="numpy")
+
+
+def pytest_configure(config):
+    """Before any test module is imported: from then on they call the library across the border."""
+    config.addinivalue_line("markers", "host: of the CPU alone, not run on a device")
+    if config.getoption("--backend") == "strict":
+        session = strict_backend.installed()
+        session.__enter__()
+        config.add_cleanup(lambda: session.__exit__(None, None, None))
+        device.Border(strict_backend.cupy).close()
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--backend") != "numpy":
+        for item in items:
+            if item.get_closest_marker("host"):
+                item.add_marker(pytest.mark.skip(reason="of the CPU alone"))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_blas_thread():

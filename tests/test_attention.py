@@ -38,6 +38,7 @@ def results(inputs, gy, **options):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.host  # a GPU has no blocks
 def test_blocks_change_nothing(rng, monkeypatch, name, masked, causal):
     q, gy = rng.standard_normal((2, N, T, D))
     k, v = rng.standard_normal((2, N, S, D))
@@ -95,6 +96,7 @@ def test_inputs_are_left_as_they_were(rng):
             np.testing.assert_array_equal(x, same)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("causal", [False, True])
 def test_memory_of_many_tokens(rng, causal):
     """4096 queries and keys: forward and backward stay far below one array of 4096 x 4096."""

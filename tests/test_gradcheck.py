@@ -63,7 +63,7 @@ class OneElementWrong(Mul):
     def backward(self, gy):
         ga, gb = super().backward(gy)
         ga = ga.copy()
-        ga.flat[0] *= 1.01
+        ga[(0,) * ga.ndim] *= 1.01
         return ga, gb
 
 

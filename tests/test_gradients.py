@@ -360,6 +360,7 @@ def test_every_function_has_a_case():
     assert not missing, f"add a case to CASES for {missing}"
 
 
+@pytest.mark.host  # a GPU has no Winograd
 @every_case
 def test_case_reaches_its_operation(operation, case, rng):
     y = case.function(*[Tensor(a, requires_grad=True) for a in case.inputs(rng)])
@@ -431,7 +432,7 @@ def test_single_precision_stays_single(operation, case, rng):
     assert y.dtype == np.float32
     assert [g.dtype for g in gs] == [np.float32] * len(arrays)
     for single, double in zip((y, *gs), (y64, *gs64)):
-        assert np.linalg.norm(single - double) <= 1e-5 * np.linalg.norm(double)
+        assert np.linalg.norm(single - double) <= 3e-5 * np.linalg.norm(double)
 
 
 @every_case

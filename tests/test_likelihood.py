@@ -47,7 +47,7 @@ def test_traces():
         for i, e in enumerate(steps)
     )
     np.testing.assert_allclose(trace, expected, rtol=1e-7)
-    signs = [np.array([a, b, c]) for a in (-1.0, 1) for b in (-1.0, 1) for c in (-1.0, 1)]
+    signs = [np.array([a, b, c], float) for a in (-1.0, 1) for b in (-1.0, 1) for c in (-1.0, 1)]
     estimates = [
         estimated_trace(mixture.denoiser, x, 0.8, None, np.broadcast_to(v, x.shape).copy())[1]
         for v in signs

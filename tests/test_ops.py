@@ -267,6 +267,7 @@ def test_conv2d_refuses(rng):
 # Winograd's convolution ---------------------------------------------------------------------
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("size", [(4, 4), (8, 8), (16, 4), (7, 7), (9, 14), (6, 5), (1, 1)])
 def test_winograd_is_the_same_convolution(rng, size):
     x, w, b = (rng.standard_normal(s) for s in ((3, *size, 5), (3, 3, 5, 2), (2,)))
@@ -275,6 +276,7 @@ def test_winograd_is_the_same_convolution(rng, size):
     check(WinogradConv2d.apply(x, w, b), expected + b)
 
 
+@pytest.mark.host
 def test_winograd_rounds_little(rng):
     x = rng.standard_normal((4, 16, 16, 64), np.float32)
     w = rng.standard_normal((3, 3, 64, 32), np.float32)
@@ -284,6 +286,7 @@ def test_winograd_rounds_little(rng):
     assert np.linalg.norm(y - exact) < 2e-6 * np.linalg.norm(exact)
 
 
+@pytest.mark.host
 def test_winograd_of_views(rng):
     """As it stands in memory, neither an image nor a gradient need be contiguous."""
     x = rng.standard_normal((2, 3, 8, 9)).transpose(0, 3, 2, 1)[:, ::-1]  # (N, 9, 8, 3)
@@ -311,6 +314,7 @@ def test_winograd_of_views(rng):
         ((16, 8, 8, 16), (1, 3, 16, 4), {"padding": 1}, False),
     ],
 )
+@pytest.mark.host  # a GPU has im2col alone
 def test_where_winograd_is_chosen(rng, image, kernel, options, pays):
     x, w = rng.standard_normal(image), rng.standard_normal(kernel)
     y = ops.conv2d(Tensor(x, requires_grad=True), w, **options)

@@ -75,6 +75,7 @@ def test_pieces_and_threads_change_no_bit(kind, piece, threads, monkeypatch, rng
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.host  # on a GPU the buffers are one piece
 @pytest.mark.parametrize("piece, ends", [(10, [10, 20, 24]), (24, [24]), (100, [24])])
 def test_pieces_cover_the_buffers(piece, ends, monkeypatch):
     monkeypatch.setattr(optim, "PIECE", piece)
@@ -84,6 +85,7 @@ def test_pieces_cover_the_buffers(piece, ends, monkeypatch):
     assert [p.start for p in pieces] == [0, *ends[:-1]]
 
 
+@pytest.mark.host
 def test_an_error_in_a_piece_reaches_the_caller(monkeypatch):
     monkeypatch.setattr(optim, "PIECE", 10)
     for shards in (None, Shards(None, 2)):
@@ -187,6 +189,7 @@ def test_muon_stacks_matrices_of_one_shape():
     assert optimizer.v.size == 3 + 5 + 3
 
 
+@pytest.mark.host
 def test_muon_cuts_a_tall_stack(monkeypatch):
     """Where many matrices have one shape, several threads share them; the result is the same."""
 
