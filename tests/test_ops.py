@@ -559,8 +559,12 @@ def test_embedding_refuses(rng):
     for ids in ([0, 5], [-1, 2]):
         with pytest.raises(ValueError, match=f"ids from {min(ids)} to {max(ids)} .* 5 rows"):
             ops.embedding(w, np.array(ids))
+
+
+@pytest.mark.host  # carried over, they would be no NumPy array
+def test_embedding_refuses_numbers_that_are_no_ids(rng):
     with pytest.raises(ValueError, match="must be integers, not float64"):
-        ops.embedding(w, np.array([0.0]))
+        ops.embedding(rng.standard_normal((5, 2)), np.array([0.0]))
 
 
 # Resampling --------------------------------------------------------------------------------
@@ -680,6 +684,7 @@ def test_contrastive_loss_spread_over_equal_captions():
     assert np.linalg.norm(gx) < 1e-9
 
 
+@pytest.mark.host  # a GPU is not waited for
 def test_contrastive_loss_refuses(rng):
     x = rng.standard_normal((3, 2))
     with pytest.raises(ValueError, match=r"positives \(2, 2\) must be \(3, 3\)"):

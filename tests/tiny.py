@@ -117,7 +117,7 @@ def randomise(network: Module, seed: int = 0) -> Module:
     return network
 
 
-def text_to_image(threads: int | None = 1) -> TextToImage:
+def text_to_image(threads: int | None = 1, **options) -> TextToImage:
     """A pipeline of random networks: it draws nonsense, but nonsense that depends on everything."""
     return TextToImage(
         randomise(UNet(UNET), 1),
@@ -126,6 +126,7 @@ def text_to_image(threads: int | None = 1) -> TextToImage:
         tokenizer(),
         dataclasses.replace(SETTINGS, latent_scale=0.5),
         threads=threads,
+        **options,
     )
 
 
@@ -141,33 +142,39 @@ def pixel_model() -> TextToImage:
     )
 
 
-def stage(kind: str, seed: int = 0, threads: int | None = 1, **options) -> Stage:
+def stage(
+    kind: str, seed: int = 0, threads: int | None = 1, device: str | None = None, **options
+) -> Stage:
     """A small stage of one of KINDS, with the optimizer it has in earnest; `options` change its
-    configuration."""
+    configuration. Without a `device` it is the one that stages have by default."""
     train, test, options = digits("train"), digits("test"), STEPS | options
+    there = {"device": device} if device else {}
     if kind == "classifier":
-        return ClassifierStage(kind, CLASSIFIER, StageConfig(**options), train, test, seed)
+        return ClassifierStage(kind, CLASSIFIER, StageConfig(**options), train, test, seed, **there)
     if kind == "autoencoder":
         config = AutoencoderStageConfig(**{"optimizer": "muon"} | options)
         perceptual = Classifier(CLASSIFIER, seed=5)
-        return AutoencoderStage(AUTOENCODER, config, perceptual, train, test, seed)
+        return AutoencoderStage(AUTOENCODER, config, perceptual, train, test, seed, **there)
     if kind == "clip":
         config = StageConfig(**options)
-        return CLIPStage(TEXT, VISION, PROJECTION_DIM, config, tokenizer(), train, test, seed)
+        networks = TEXT, VISION, PROJECTION_DIM
+        return CLIPStage(*networks, config, tokenizer(), train, test, seed, **there)
     options = {"optimizer": "muon"} | options
     if kind == "noisy":
-        arguments = NOISY, NoisyStageConfig(**options), AutoencoderKL(AUTOENCODER, seed=5)
-        return NoisyClassifierStage(*arguments, 32, 0.8, train, seed)
+        autoencoder = AutoencoderKL(AUTOENCODER, seed=5)
+        autoencoder = autoencoder.to(device) if device else autoencoder
+        arguments = NOISY, NoisyStageConfig(**options), autoencoder, 32, 0.8, train, seed
+        return NoisyClassifierStage(*arguments, **there)
     text = CLIPTextModel(text_config(), seed=5), tokenizer()
     if kind == "pixel":
         mean, deviation = pixel_moments(train)
         settings = dataclasses.replace(PIXEL_SETTINGS, latent_scale=1 / deviation)
         space = dataclasses.replace(PIXEL_SPACE, mean=mean)
         arguments = PIXEL, UNetStageConfig(**options), settings, PixelSpace(space)
-        return PixelStage(*arguments, *text, train, seed, threads=threads)
+        return PixelStage(*arguments, *text, train, seed, threads=threads, **there)
     config = UNetStageConfig(text_encoder=kind.removeprefix("unet-"), **options)
     arguments = UNET, config, SETTINGS, AutoencoderKL(AUTOENCODER, seed=5)
-    return UNetStage(*arguments, *text, train, seed, threads=threads)
+    return UNetStage(*arguments, *text, train, seed, threads=threads, **there)
 
 
 def run_all(monkeypatch, folder: Path, **options) -> training.Run:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import images
-from ..backend import generator, to_device, to_host
+from ..backend import array_module, generator, to_device
 from ..data import captions, mnist
 from ..diffusion.denoiser import Denoiser, denoising_loss, edm_sigmas, stratified_normals
 from ..diffusion.objectives import OBJECTIVES, WEIGHTINGS, known
@@ -84,7 +84,7 @@ class UNetStage(Stage):
         self.learns_text = config.text_encoder == "joint"
         if self.learns_text:
             self.networks["text_encoder"] = text_encoder
-        self.known_states: dict[str, np.ndarray] = {}  # of a frozen text encoder, (T, D)
+        self.known_states = {}  # of a frozen text encoder: text -> (T, D), on the device
         usual = (config.objective, config.weighting) == ("edm", "target")
         self.baselines = {"loss": 1.0} if usual else {}
         self.denoiser = Denoiser(self.network, settings.sigma_data, settings.objective)
@@ -153,8 +153,9 @@ class UNetStage(Stage):
             if text not in self.known_states:
                 with no_grad():
                     states = self.text_encoder(self.tokenizer([text])).data  # (1, T, D)
-                self.known_states[text] = to_host(states[0])
-        return to_device(np.stack([self.known_states[text] for text in texts]), self.device)
+                self.known_states[text] = states[0]
+        states = [self.known_states[text] for text in texts]
+        return array_module(states[0]).stack(states)
 
     def draw(self, path: Path, shards: Shards) -> None:
         """Ten digits of each of six descriptions."""
