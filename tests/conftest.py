@@ -1,13 +1,17 @@
 """Fixtures every test can use, and single-threaded linear algebra: the arrays here are tiny."""
 
 import gc
+import importlib
 
 import numpy as np
 import pytest
 
-from ldm_numpy.backend import blas_threads
+from ldm_numpy.backend import blas_threads, gpu_problem
 
 from . import device, strict_backend
+
+# Nothing in them is computed on a device, or only by a process of its own.
+OF_THE_HOST = {"benchmarks", "faults", "kills", "lessons", "planted", "processes", "readme", "slow"}
 
 
 def pytest_addoption(parser):
@@ -17,17 +21,24 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Before any test module is imported: from then on they call the library across the border."""
     config.addinivalue_line("markers", "host: of the CPU alone, not run on a device")
-    if config.getoption("--backend") == "strict":
+    backend = config.getoption("--backend")
+    if backend == "strict":
         session = strict_backend.installed()
         session.__enter__()
         config.add_cleanup(lambda: session.__exit__(None, None, None))
         device.Border(strict_backend.cupy).close()
+    elif backend == "gpu":
+        problem = gpu_problem()
+        if problem is not None:
+            pytest.exit(f"--backend gpu: {problem}", returncode=2)
+        device.Border(importlib.import_module("cupy")).close()
 
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--backend") != "numpy":
         for item in items:
-            if item.get_closest_marker("host"):
+            name = item.path.stem.removeprefix("test_")
+            if item.get_closest_marker("host") or name in OF_THE_HOST:
                 item.add_marker(pytest.mark.skip(reason="of the CPU alone"))
 
 

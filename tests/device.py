@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
+from itertools import zip_longest
 
 import numpy as np
 
@@ -18,15 +19,34 @@ import ldm_numpy
 
 ARRAY_CODE = ("diffusion", "function", "gradcheck", "models", "nn", "ops", "optim", "parallel")
 ARRAY_CODE += ("primitives", "tensor")
-WITH_DEVICE = ("editing", "evaluation", "model_folder", "pipeline", "training")
+WITH_DEVICE = ("attention_maps", "editing", "evaluation", "model_folder", "pipeline", "training")
 HOST = {"from_torch_layout", "load_state_dict", "state_dict", "to_torch_layout"}  # by contract
+ON_DEVICE = {"a", "b", "cond", "decoded", "latents", "x"}  # parameters of WITH_DEVICE
 KEPT = {"__init_subclass__", "__getattribute__", "__setattr__", "__class_getitem__"}
 
 
 def by_a_test(depth: int = 2) -> bool:
     """Whether the caller's caller is code of a test."""
     name = sys._getframe(depth).f_globals.get("__name__", "")
-    return name.startswith(("tests.test_", "tests.tiny", "tests.reference"))
+    return name.startswith(("tests.test_", "tests.tiny", "tests.reference", "_pytest.monkeypatch"))
+
+
+class Carried(np.ndarray):
+    """A device array on the host; what a test writes into it is written on the device, too."""
+
+    origin = None
+
+    def __setitem__(self, index, value):
+        super().__setitem__(index, value)
+        self.carry()
+
+    def fill(self, value):
+        super().fill(value)
+        self.carry()
+
+    def carry(self) -> None:
+        if self.origin is not None:
+            self.origin.set(np.array(self))
 
 
 class Border:
@@ -39,14 +59,13 @@ class Border:
         """Wrap the library."""
         from ldm_numpy.function import Function
 
-        for module in modules(ARRAY_CODE):
-            self.wrap(module, self.carried)
-            for value in vars(module).values():
-                own = isinstance(value, type) and value.__module__ == module.__name__
-                if own and not issubclass(value, Function):  # tests subclass it: device code
-                    self.watch(value)
-        for module in modules(WITH_DEVICE):
-            self.wrap(module, self.placed)
+        for names, how in ((ARRAY_CODE, self.carried), (WITH_DEVICE, self.placed)):
+            for module in modules(names):
+                self.wrap(module, how)
+                for value in vars(module).values():
+                    own = isinstance(value, type) and value.__module__ == module.__name__
+                    if own and not issubclass(value, Function):  # tests subclass it: device code
+                        self.watch(value)
 
     def to_device(self, value):
         """Integers stay: ids of tokens and classes are given, and checked, on the host."""
@@ -76,8 +95,16 @@ class Border:
 
     def to_host(self, value):
         if isinstance(value, self.array):
-            return value._host
+            copy = self.cupy.asnumpy(value).view(Carried)
+            copy.origin = value
+            return copy
         return self.each(self.to_host, value)
+
+    def back(self, value):
+        """What came from the device returns there; host arrays of the test's own stay."""
+        if isinstance(value, Carried) and value.origin is not None:
+            return value.origin
+        return self.each(self.back, self.callback(value))
 
     def each(self, function, value):
         """`function` of what is in a list, a tuple or a dictionary."""
@@ -143,8 +170,8 @@ class Border:
 
     def placed(self, function):
         """`function`, which takes a device and host arrays: a test's device is the GPU."""
-        parameters = inspect.signature(function).parameters
-        place = list(parameters).index("device") if "device" in parameters else None
+        parameters = list(inspect.signature(function).parameters)
+        place = parameters.index("device") if "device" in parameters else None
 
         @functools.wraps(function)
         def call(*args, **options):
@@ -152,6 +179,14 @@ class Border:
                 return function(*args, **options)
             if place is not None and len(args) <= place:
                 options.setdefault("device", "gpu")
+            args = [
+                self.to_device(value) if name in ON_DEVICE else self.back(value)
+                for name, value in zip_longest(parameters[: len(args)], args)
+            ]
+            options = {
+                name: self.to_device(value) if name in ON_DEVICE else self.back(value)
+                for name, value in options.items()
+            }
             return self.to_host(function(*args, **options))
 
         return call
@@ -162,13 +197,17 @@ class Border:
 
         def getter(instance, name):
             value = get(instance, name)
-            if (isinstance(value, self.array) or type(value) in (list, tuple)) and by_a_test():
-                return self.to_host(value)
-            return value
+            return self.to_host(value) if self.holds(value) and by_a_test() else value
 
         def setter(instance, name, value):
             if isinstance(value, np.ndarray) and by_a_test():
-                value = self.to_device(value)
+                if isinstance(value, Carried) and value.origin is not None:
+                    value.carry()  # after `x.data += 1`
+                    value = value.origin
+                else:
+                    value = self.to_device(np.asarray(value))
+            elif inspect.isfunction(value) and by_a_test():
+                value = self.callback(value)
             put(instance, name, value)
 
         if get is object.__getattribute__:

@@ -148,6 +148,7 @@ def test_each_step_is_taken_as_often_as_asked(pipe, levels):
     assert seen == list(enumerate(sigmas[1:]))
 
 
+@pytest.mark.host
 def test_known_cells_have_no_covered_pixel_beside_them(pipe, monkeypatch):
     """28 pixels lie in the middle of 32, four to a cell: rows 14 ... 27 are cells 4 ... 7, and one
     covered pixel makes a whole cell unknown, and those around it."""

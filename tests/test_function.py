@@ -42,6 +42,7 @@ def _fresh_spy():
 # Function.apply ----------------------------------------------------------------------------
 
 
+@pytest.mark.host
 def test_raw_arrays_in_raw_array_out(rng):
     x = rng.standard_normal((2, 3))
     y = Spy.apply(x, None)
@@ -95,6 +96,7 @@ def test_base_class_is_abstract():
         Function().backward(1)
 
 
+@pytest.mark.host
 def test_raw():
     x = np.ones(2)
     assert raw(Tensor(x)) is x
@@ -358,6 +360,7 @@ def test_gradients_nobody_asked_for_may_be_anything():
 # gradients ---------------------------------------------------------------------------------
 
 
+@pytest.mark.host
 def test_gradients_in_the_order_asked_and_grad_left_alone():
     a, b, unrelated = leaf(2), leaf(2, seed=1), leaf(3, 2)
     before = a.grad = np.full(2, 7.0)
@@ -412,6 +415,7 @@ def test_cut_and_continue():
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
+@pytest.mark.host
 def test_detach_cuts():
     x = leaf(3)
     (x * x.detach()).sum().backward()

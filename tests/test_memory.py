@@ -24,6 +24,7 @@ def alive() -> int:
     return sum(issubclass(type(x), Tensor | Function) for x in gc.get_objects())
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("saves", [False, True])
 def test_an_array_that_nobody_saved_is_freed_while_the_graph_lives(saves, no_collector):
     """A product keeps its factors; a sum needs nothing, and the graph holds no arrays by itself."""
@@ -81,6 +82,7 @@ def test_sampling_leaves_nothing(no_collector):
     assert alive() == before
 
 
+@pytest.mark.host
 def test_memory_does_not_grow_over_50_steps(tmp_path, monkeypatch, no_collector):
     """Through the loop itself, with its log and checkpoints; the collector is off."""
     monkeypatch.setattr(loop.Log, "plot", lambda self: None)

@@ -96,6 +96,7 @@ def test_initial_spread():
     assert own.weight.dtype == np.float32
 
 
+@pytest.mark.host
 def test_initialise_and_load_fill_the_storage_in_place():
     """Optimizers hold views of the storage: it must stay where it is."""
     model = Small()

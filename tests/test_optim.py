@@ -171,6 +171,7 @@ def test_muon_is_its_formula_for_matrices_and_adamw_for_vectors(rng, decay):
     assert optimizer.step_count == 4
 
 
+@pytest.mark.host
 def test_muon_stacks_matrices_of_one_shape():
     """Each where the buffer has it, whatever lies between them in the network."""
 
@@ -210,6 +211,7 @@ def test_muon_cuts_a_tall_stack(monkeypatch):
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("kind", [AdamW, Muon])
 def test_parameters_and_gradients_are_views_into_flat_buffers(kind, rng):
     net, other = Net(0), Net(1)
@@ -276,6 +278,7 @@ def test_ema_warms_up(rng):
     assert decays[0] == 2 / 11 and decays[-1] == 0.35  # both sides of the minimum were met
 
 
+@pytest.mark.host
 def test_ema_applied_restores_even_after_an_exception(rng):
     net = Net()
     optimizer = AdamW(net.parameters())

@@ -109,6 +109,7 @@ def test_gradients_do_not_wait_in_memory(data, threads, monkeypatch):
     assert len(most) == 6 and max(most) <= threads
 
 
+@pytest.mark.host
 def test_backward_adds_to_what_is_there(data):
     """In place: an optimizer's flat buffer stays the storage."""
     net, other = Net(), Net()

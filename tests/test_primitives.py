@@ -207,6 +207,7 @@ def test_unbroadcast_is_the_adjoint_of_broadcasting(rng, shape):
     np.testing.assert_allclose(np.vdot(g, np.broadcast_to(x, g.shape)), np.vdot(back, x))
 
 
+@pytest.mark.host
 def test_unbroadcast_keeps_what_was_not_broadcast(rng):
     g = rng.standard_normal((1, 3))
     assert unbroadcast(g, (1, 3)) is g
