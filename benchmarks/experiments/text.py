@@ -79,9 +79,10 @@ def spaces(rows: dict) -> str:
         ratio = floors(pixel) / floors(latent)
         lines.append(f"""The same U-Net on pixels (14x14 squares of 2x2) and on latents (8x8), with as many parameters and the
 same time in training (steps times seconds a step, measured in one run; the autoencoder's own minute comes
-on top for latents). Latents give {throughput:.1f} times the images a second, and pixels have {ratio:.1f} times
-the distance. Rombach et al. 2022 claim at least 2.7 times the throughput and 1.6 times the better distance
-for images of 256x256 pixels.""")
+on top for latents). Latents give {throughput:.1f} times the images a second; the distance of pixels is {ratio:.1f} times that of
+latents. Digit, slant and stroke are as asked in {pixel["all"]:.1%} of the samples of pixels and {latent["all"]:.1%} of latents.
+Rombach et al. 2022 claim at least 2.7 times the throughput and 1.6 times the better distance, for images
+of 256x256 pixels: of 28x28 there is less to leave out.""")
     if "likelihood" in rows:
         row = rows["likelihood"]
         lines.append(f"""What only pixels have is a likelihood: {row["bits"]:.3f} bits per dimension (standard error
