@@ -5,7 +5,11 @@ RUN    ?= runs/mnist
 BIN    := .venv/bin
 export PROMPT
 
-.PHONY: train-mnist sample evaluate bench experiments lessons test test-slow lint clean
+# What is computed on arrays alone, and quickly: also on the stand-in for CuPy in every `make test`.
+STRICT := $(patsubst %,tests/test_%.py,attention denoiser float32 function gradcheck gradients \
+    guidance likelihood nn objectives ops optim oracle parallel primitives)
+
+.PHONY: train-mnist sample evaluate bench experiments lessons test test-slow test-gpu lint clean
 
 train-mnist: .venv/ready .venv/gpu
 	$(BIN)/python -m ldm_numpy train all --out "$(RUN)" --seed 0 --resume
@@ -40,10 +44,16 @@ exercise-%: .venv/ready
 
 test: .venv/dev lint
 	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --backend strict $(STRICT)
 	$(BIN)/python -m lessons.run --check
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "not slow" --backend strict
+
+# The same tests, with the library's arrays on an NVIDIA GPU.
+test-gpu: .venv/dev .venv/gpu
+	$(BIN)/python -m pytest -m "not slow" --backend gpu
 
 lint: .venv/dev
 	$(BIN)/python -m ruff check .

@@ -130,14 +130,17 @@ def test_explicit_score_matching_weighs_as_the_objective_does(objective):
     assert score_matching_loss(D, x, sigma, scores).item() == pytest.approx(wanted)
 
 
-def test_levels_that_a_process_does_not_reach():
+EACH = pytest.param(np.array([0.1, 40.0]), marks=pytest.mark.host)  # a GPU is not waited for
+
+
+@pytest.mark.parametrize("sigma", [40.0, EACH])
+def test_levels_that_a_process_does_not_reach(sigma):
     short = VP(0.1, 1.0)
     most = float(short.sigma(short.t_max))
     D = as_denoiser(lambda x, t, cond: x, short, "epsilon")
     D(np.ones((2, 2)), most)
-    for sigma in (40.0, np.array([0.1, 40.0])):
-        with pytest.raises(ValueError, match=r"VP ends at noise level 0\.8.*no time for 40"):
-            D(np.ones((2, 2)), sigma)
+    with pytest.raises(ValueError, match=r"VP ends at noise level 0\.8.*no time for 40"):
+        D(np.ones((2, 2)), sigma)
     with pytest.raises(ValueError, match="VP ends at noise level"):
         euler_maruyama(MIXTURE.denoiser, np.ones((2, 2)), [40.0, 0.1, 0.0],
                        rng=np.random.default_rng(0), process=short)  # fmt: skip
