@@ -3,19 +3,25 @@ info."""
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 
 from . import commands, evaluation
 from .diffusion import OBJECTIVES, SAMPLERS, SCHEDULES, WEIGHTINGS
 from .training import BESIDE, STAGES
+from .training.stop import terminable
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code. Mistakes of the user are one line and code 2."""
-    options = build_parser().parse_args(arguments)
+    """Run one command; returns the exit code. Mistakes of the user are one line and code 2; signals
+    give what shells say of them, 130 for Ctrl-C and 143 for SIGTERM."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if [] in vars(options).values():  # what Python 3.11 makes of --name=--
+        parser.error("an option's value cannot be --")
     try:
-        with warnings.catch_warnings():
+        with terminable(), warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             options.command(options)
@@ -26,10 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         reason = str(error) or "out of memory: ask for fewer images at a time"
         print(f"error: {reason}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         hint = ": --resume continues" if options.command is commands.train else ""
-        print(f"\ninterrupted{hint}", file=sys.stderr)
-        return 130
+        print(f"\n{str(stopped) or 'interrupted'}{hint}", file=sys.stderr)
+        return 128 + getattr(stopped, "signal", signal.SIGINT)
     return 0
 
 

@@ -1,14 +1,17 @@
 """Checkpoints: named arrays and a little metadata in one safetensors file, checked when read.
 
 A file is written beside its final name, forced to disk, then renamed: at every moment the name
-holds the old checkpoint or the new one, whole. A SHA-256 over names, shapes, bytes and metadata
-tells an altered file. Nothing is ever pickled, so reading a file cannot run code.
+holds the old checkpoint or the new one, whole. The old one may be kept under a second name. A
+SHA-256 over names, shapes, bytes and metadata tells an altered file. Nothing is ever pickled, so
+reading a file cannot run code.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,13 +20,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from .backend import to_host
+from .text import one_line, parse_json
 
 VERSION = 1
+MAX_HEADER = 4 << 20  # bytes; a training of Stable Diffusion's U-Net, 1,400 arrays, needs 200,000
 _KEY = "ldm_numpy"  # all our metadata is one entry: safetensors writes several in random order
 
 
-def save(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping) -> None:
+class DamagedError(ValueError):
+    """A checkpoint is not what was written: cut short, or altered."""
+
+
+def save(
+    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping, keep: bool = False
+) -> None:
     """Write `arrays` and `metadata` (anything JSON can hold; tuples come back as lists) to `path`.
+
+    With `keep`, a file already there becomes `previous(path)`; an older one there is replaced.
 
     Equal contents make equal files, byte for byte. Raises ValueError when something cannot be
     stored or the file cannot be written; a file already there then stays as it was.
@@ -42,33 +55,47 @@ def save(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping) 
         content = to_safetensors(host, {_KEY: json.dumps(entry)})
     except SafetensorError as error:
         raise ValueError(f"cannot store these arrays: {error}") from None
-    write_atomically(path, content)
+    write_atomically(path, content, keep)
 
 
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
     """The arrays and metadata that `save` wrote.
 
-    Raises ValueError, in one line, for a file that is missing, truncated, altered, of another
-    format version, or not ours.
+    Raises ValueError, in one line, for a file that is missing, truncated, altered (DamagedError),
+    of another format version, or not ours. The memory it takes is the file's size, a few times,
+    whatever the header says.
     """
     if not Path(path).is_file():
         raise ValueError(f"checkpoint {path} does not exist")
     try:
+        header = _header_size(path)
+        if header > MAX_HEADER:
+            raise DamagedError(
+                f"{path} is truncated or no safetensors file: its header should have {header:,} "
+                f"bytes, of {MAX_HEADER:,} at most"
+            )
         with safe_open(path, framework="numpy") as file:
             entry = (file.metadata() or {}).get(_KEY)
             if entry is None:
                 raise ValueError(f"{path} is a safetensors file, but not one of ldm_numpy")
             version, checksum, text = _read_entry(path, entry)
             if version != VERSION:
-                raise ValueError(f"{path} has format version {version!r}, not {VERSION}")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                raise ValueError(
+                    f"{path} has format version {reprlib.repr(version)}, not {VERSION}"
+                )
+            np.empty(Path(path).stat().st_size, np.uint8)  # there is room: safetensors would panic
+            arrays = {name: _array(path, file, name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from None
+        raise DamagedError(
+            f"{path} is truncated or no safetensors file: {one_line(error)}"
+        ) from None
+    except MemoryError as error:
+        raise ValueError(f"checkpoint {path} does not fit into memory: {error}") from None
     except OSError as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error}") from None
     if _checksum(arrays, text) != checksum:
-        raise ValueError(f"{path} was altered: its contents do not match their checksum")
-    return arrays, json.loads(text)
+        raise DamagedError(f"{path} was altered: its contents do not match their checksum")
+    return arrays, _metadata(path, text)
 
 
 def half_precision(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -87,16 +114,27 @@ def half_precision(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return halves
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Replace the file at `path` by `content`, or leave it untouched (ValueError) if that fails."""
+def previous(path: str | Path) -> Path:
+    """Where the file before the one at `path` is kept: unet.previous.safetensors."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: same disk
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def write_atomically(path: str | Path, content: bytes, keep: bool = False) -> None:
+    """Replace the file at `path` by `content`, or leave it untouched (ValueError) if that fails.
+
+    With `keep`, the file that is replaced becomes `previous(path)`.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
     try:
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            if keep and path.exists():
+                _keep(path)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)  # there only if something failed
@@ -110,13 +148,88 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             os.close(folder)
 
 
+def sweep(folder: str | Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote into `folder`."""
+    if os.name != "posix":  # elsewhere nothing tells harmlessly whether a process is alive
+        return
+    for path in Path(folder).glob(".*.tmp"):
+        owner = re.fullmatch(r"\..+\.(\d{1,7})\.tmp", path.name)
+        if owner and not _alive(int(owner[1])):
+            path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path`, and so on the same disk, that tells whose it is."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _alive(process: int) -> bool:
+    """Whether another process of that number is running. (This one may have a dead one's number:
+    in containers numbers are few.)"""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _keep(path: Path) -> None:
+    """Give the file at `path` its second name; while it does, `path` is never without a file."""
+    older = previous(path)
+    second = _temporary(older)
+    second.unlink(missing_ok=True)
+    try:
+        os.link(path, second)
+    except OSError:  # a file system without hard links
+        os.replace(path, older)
+        return
+    try:
+        os.replace(second, older)
+    finally:
+        second.unlink(missing_ok=True)  # there, too, if `older` was the same file already
+
+
 def _read_entry(path: str | Path, entry: str) -> tuple[object, str, str]:
     """Version, checksum and metadata text of our metadata entry."""
     try:
-        fields = json.loads(entry)
-        return fields["version"], fields["sha256"], fields["metadata"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} was altered: its metadata are incomplete ({error})") from None
+        fields = parse_json(entry)
+        version, checksum, text = fields["version"], fields["sha256"], fields["metadata"]
+        text.encode()
+        return version, checksum, text
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} was altered: its metadata are incomplete ({error})") from None
+
+
+def _header_size(path: str | Path) -> int:
+    """What a safetensors file says of its header: its first 8 bytes."""
+    with open(path, "rb") as file:
+        return int.from_bytes(file.read(8), "little")
+
+
+def _array(path: str | Path, file, name: str) -> np.ndarray:
+    """One array of an open safetensors file; DamagedError for a kind that NumPy has not."""
+    try:
+        return file.get_tensor(name)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{path}: array {reprlib.repr(name)} is of a kind that NumPy has not "
+            f"({one_line(error)})"
+        ) from None
+
+
+def _metadata(path: str | Path, text: str) -> dict:
+    """The metadata in a file whose checksum is right."""
+    try:
+        metadata = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: its metadata are not JSON: {error}") from None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path}: its metadata are no object of JSON")
+    return metadata
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], text: str) -> str:

@@ -4,14 +4,13 @@ any work, and raises ValueError, in one line, for what is wrong."""
 import json
 from pathlib import Path
 
-from PIL import Image
-
 from . import attention_maps, checkpoint, editing, evaluation, images, model_folder, pipeline
 from .backend import choose_device, cpu_count, cupy_is_installed, gpu_problem, tune_cpu
 from .data import captions
 from .nn import Module
 from .training import MODELS, Run, prepare_folder
 from .training.export import export as write_model
+from .training.folder import locked
 
 SAMPLING = (
     "num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale",
@@ -39,27 +38,28 @@ def train(options) -> None:
     device = announce(options)
     folder = Path(options.out)
     prepare_folder(folder)
-    run = Run(
-        folder,
-        options.data,
-        options.seed,
-        device,
-        options.threads,
-        {} if options.steps is None else {options.what: options.steps},
-        **of_unet,
-    )
-    run.fit(options.what, options.resume)
-    last = "unet" if options.what == "all" else options.what
-    if last not in MODELS:
-        print(f"{last} is trained; its checkpoint, log and pictures are in {folder}")
-        return
-    model = folder / MODELS[last]
-    pictures = folder / ("samples.png" if last == "unet" else f"{last}_samples.png")
-    draw_overview(model_folder.load(model, device, options.threads), pictures)
-    metrics = evaluation.evaluate(model, options.data, device, options.threads, say=print)
-    write_json(model / "metrics.json", metrics)
-    print("\n".join(evaluation.verdict(metrics)))
-    print(f"model: {model}   pictures: {pictures}")
+    with locked(folder):
+        run = Run(
+            folder,
+            options.data,
+            options.seed,
+            device,
+            options.threads,
+            {} if options.steps is None else {options.what: options.steps},
+            **of_unet,
+        )
+        run.fit(options.what, options.resume)
+        last = "unet" if options.what == "all" else options.what
+        if last not in MODELS:
+            print(f"{last} is trained; its checkpoint, log and pictures are in {folder}")
+            return
+        model = folder / MODELS[last]
+        pictures = folder / ("samples.png" if last == "unet" else f"{last}_samples.png")
+        draw_overview(model_folder.load(model, device, options.threads), pictures)
+        metrics = evaluation.evaluate(model, options.data, device, options.threads, say=print)
+        write_json(model / "metrics.json", metrics)
+        print("\n".join(evaluation.verdict(metrics)))
+        print(f"model: {model}   pictures: {pictures}")
 
 
 def sample(options) -> None:
@@ -109,7 +109,7 @@ def save_rows(pictures, options, out: Path) -> tuple[list[str], int]:
 
 def edit(options) -> None:
     out = writable(options.out, ".png")
-    image = read_picture(options.image)
+    image = images.read_png(options.image)
     arguments = {"num_images_per_prompt": options.num_images_per_prompt} | sampling(options)
     if options.mask_image is None:
         strength = 0.6 if options.strength is None else options.strength
@@ -121,7 +121,7 @@ def edit(options) -> None:
     else:
         if options.strength is not None:
             raise ValueError("--strength is for changing a whole picture, not with --mask-image")
-        mask = read_picture(options.mask_image)
+        mask = images.read_png(options.mask_image)
         device = announce(options)
         pipe = model_folder.load(options.model, device, options.threads)
         pictures = editing.inpaint(pipe, options.prompt, image, mask, **arguments)
@@ -144,18 +144,6 @@ def interpolate(options) -> None:
     images.save_png(images.strip(frames, scale=2), out)
     images.save_gif([images.grid(frame, 1) for frame in [*frames, *frames[-2:0:-1]]], animation)
     print(f"wrote {out} and {animation}")
-
-
-def read_picture(path: str) -> Image.Image:
-    """A picture file; ValueError where there is none."""
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from None
 
 
 def evaluate(options) -> None:

@@ -1,15 +1,22 @@
 """Arrays to pictures: single images, grids with captions, strips from noise to digit, GIFs."""
 
+import io
+import struct
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from .backend import array_module, to_host
+from .checkpoint import write_atomically
+from .text import one_line
 
 PAPER, LABEL = 48, 255  # grey of what lies between the cells, and of the letters
 FONT_SIZE = 12
+MAX_SIDE = 4096  # pixels: a PNG file that promises more is not decompressed
+MAX_FILE = 64 << 20  # bytes of a PNG file
 
 
 def to_pil(images) -> list[Image.Image]:
@@ -28,6 +35,58 @@ def from_pil(pictures: Sequence[Image.Image]) -> np.ndarray:
     """Pictures of mode "L" and one size as images (N, H, W, 1) float32 in [-1, 1]."""
     pixels = np.stack([np.asarray(picture) for picture in pictures])  # (N, H, W)
     return pixels[..., None].astype(np.float32) / 127.5 - 1.0
+
+
+def read_png(path: str | Path) -> Image.Image:
+    """The picture in a PNG file, of whatever mode and size, once its checksums have been found
+    right.
+
+    Raises ValueError for a file that is missing, damaged, no PNG or larger than MAX_SIDE; and for
+    what "L" cannot hold and `convert` would drop without a word: transparency, more frames, 16
+    bits. Other formats are not tried: some of them have other programs run.
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist")
+        if not path.is_file():
+            raise ValueError(f"{path} is no file")
+        if path.stat().st_size > MAX_FILE:
+            raise ValueError(f"{path} has more than {MAX_FILE:,} bytes: too many for a picture")
+        return _checked_png(path)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} cannot be read as a picture: it is no PNG file") from None
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise ValueError(f"{path} cannot be read as a picture: {reason}") from None
+
+
+def _checked_png(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of frames that are none
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_SIDE is stricter
+            with Image.open(path, formats=("PNG",)) as picture:
+                if max(picture.size) > MAX_SIDE:
+                    width, height = picture.size
+                    raise ValueError(f"{width}x{height} pixels, of {MAX_SIDE} a side at most")
+                picture.verify()  # the checksums, which load() passes over
+            with Image.open(path, formats=("PNG",)) as picture:  # as one must after verify()
+                picture.load()
+                transparent = picture.has_transparency_data
+    except (SyntaxError, ValueError, UserWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {one_line(error)}") from None
+    except (AssertionError, IndexError, struct.error):  # from Pillow, where parts are missing
+        raise ValueError(
+            f"{path} cannot be read as a picture: its parts are not in order"
+        ) from None
+    if getattr(picture, "n_frames", 1) > 1:
+        raise ValueError(f"{path} is animated ({picture.n_frames} frames): save one as a picture")
+    if transparent:
+        raise ValueError(f"{path} has transparency: put it on black, and save it without")
+    if picture.mode.startswith("I"):
+        raise ValueError(f"{path} has 16 bits a pixel: save it with 8")
+    return picture
 
 
 def grid(
@@ -172,7 +231,6 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
 
 
 def _write(image: Image.Image, path: str | Path, **options) -> None:
-    try:
-        image.save(path, **options)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
+    content = io.BytesIO()
+    image.save(content, **options)
+    write_atomically(path, content.getvalue())

@@ -1,13 +1,18 @@
 """The folder that a model is kept in.
 
 It holds `config.json`, one safetensors file a network, the tokenizer, and `metrics.json` where the
-model has been measured.
+model has been measured. Each file that is loaded carries its own SHA-256.
+
+A folder may come from anywhere: what its files say is checked before it is believed, and nothing
+in them is ever run.
 """
 
 import dataclasses
 import json
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -19,22 +24,36 @@ from .models.clip import CLIP, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 from .models.unet import UNet, UNetConfig
 from .nn import Module
 from .pipeline import PipelineConfig, TextToImage
-from .text import Tokenizer
+from .text import MAX_CONTEXT, Tokenizer, check_intact, checksum, one_line, read_json
 
 VERSION = 1
 SHIPPED = Path(__file__).parent / "weights"
 
-BUILDERS: dict[str, Callable[[dict], Module]] = {
-    "unet": lambda c: UNet(UNetConfig(**c)),
-    "autoencoder": lambda c: AutoencoderKL(AutoencoderConfig(**c)),
-    "pixel_space": lambda c: PixelSpace(PixelSpaceConfig(**c)),
-    "text_encoder": lambda c: CLIPTextModel(CLIPTextConfig(**c)),
-    "clip": lambda c: CLIP(
-        CLIPTextConfig(**c["text"]), CLIPVisionConfig(**c["vision"]), c["projection_dim"]
-    ),
-    "reader": lambda c: Classifier(ClassifierConfig(**c)),
-    "noisy_classifier": lambda c: NoisyClassifier(ClassifierConfig(**c)),
+# The largest whole numbers a configuration may have. Stable Diffusion stays below them; a network
+# that does not would be built for hours, or drawn with for days.
+LARGEST = {
+    "layers_per_block": 32,
+    "transformer_layers_per_block": 12,
+    "num_hidden_layers": 32,
+    "max_position_embeddings": MAX_CONTEXT,
+    "image_size": 512,
+    "padded_size": 512,
+    "latent_size": 128,
+    "num_inference_steps": 1000,
 }
+LARGEST_OF_OTHERS = 100_000  # channels, tokens of a vocabulary
+MOST_LEVELS = 8
+
+BUILDERS: dict[str, Callable[[dict], Module]] = {
+    "unet": lambda c: UNet(_options(UNetConfig, c)),
+    "autoencoder": lambda c: AutoencoderKL(_options(AutoencoderConfig, c)),
+    "pixel_space": lambda c: PixelSpace(_options(PixelSpaceConfig, c)),
+    "text_encoder": lambda c: CLIPTextModel(_options(CLIPTextConfig, c)),
+    "clip": lambda c: CLIP(*_clip_options(c)),
+    "reader": lambda c: Classifier(_options(ClassifierConfig, c)),
+    "noisy_classifier": lambda c: NoisyClassifier(_options(ClassifierConfig, c)),
+}
+ENTRIES = {"format_version", "pipeline", "sha256", *BUILDERS}  # of config.json
 
 
 def load(
@@ -47,7 +66,7 @@ def load(
     """
     device = choose_device(device)
     folder = find_model(path)
-    config = read_config(folder)
+    config = _parse_config(folder)  # its checksum comes last, for it says less than other checks
     names = ("unet", "pixel_space" if "pixel_space" in config else "autoencoder", "text_encoder")
     unet, autoencoder, text_encoder = (load_network(folder, config, n, device) for n in names)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
@@ -63,7 +82,7 @@ def load(
             )
     if "pipeline" not in config:
         raise ValueError(f"{folder / 'config.json'} does not say how to join the networks")
-    settings = _build(folder, lambda c: PipelineConfig(**c), config["pipeline"])
+    settings = _build(folder, lambda c: _options(PipelineConfig, c), config, "pipeline")
     for what, ours, theirs in (
         (
             "the latent's side times the autoencoder's factor",
@@ -76,6 +95,7 @@ def load(
     ):
         if ours != theirs:
             raise ValueError(f"{folder / 'config.json'}: {what} is {ours}, but should be {theirs}")
+    check_intact(folder / "config.json", config)
     return TextToImage(unet, autoencoder, text_encoder, tokenizer, settings, device, threads)
 
 
@@ -93,31 +113,33 @@ def find_model(path: str | Path | None) -> Path:
 
 
 def read_config(folder: Path) -> dict:
-    """The configuration of a model folder; ValueError where it cannot be understood."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if version != VERSION:
-        raise ValueError(f"{path} has format version {version!r}, this program reads {VERSION}")
+    """The configuration of a model folder; ValueError where it cannot be understood or was altered.
+    One that was written before there were checksums has none."""
+    config = _parse_config(folder)
+    check_intact(folder / "config.json", config)
     return config
 
 
 def load_network(folder: Path, config: dict, name: str, device: str = "cpu") -> Module:
-    """One network of a model folder, with its weights, on a device."""
+    """One network of a model folder, with its weights, on a device. ValueError as for `load`."""
     if name not in config:
         raise ValueError(f"{folder / 'config.json'} describes no {name}")
-    network = _build(folder, BUILDERS[name], config[name])
+    network = _build(folder, BUILDERS[name], config, name)
     if not network.count_parameters():
         return network
     path = folder / f"{name}.safetensors"
+    largest = checkpoint.MAX_HEADER + 8 * network.count_parameters()
+    if path.is_file() and path.stat().st_size > largest:
+        raise ValueError(f"{path} does not belong to its config.json: it has more than that tells")
     arrays, _ = checkpoint.load(path)
+    for key, array in arrays.items():
+        if array.dtype not in (np.float16, np.float32) or not np.isfinite(array).all():
+            what = f"{reprlib.repr(key)} ({array.dtype})"
+            raise ValueError(f"{path}: {what} must be finite numbers of float16 or float32")
     try:
         network.load_state_dict(arrays)
     except ValueError as error:
-        raise ValueError(f"{path} does not belong to its config.json: {error}") from None
+        raise ValueError(f"{path} does not belong to its config.json: {one_line(error)}") from None
     return network.to(device).eval()
 
 
@@ -143,8 +165,7 @@ def save(
         checkpoint.save(folder / f"{name}.safetensors", checkpoint.half_precision(arrays), {})
     tokenizer.save(folder / "tokenizer.json")
     config = {"format_version": VERSION, "pipeline": dataclasses.asdict(settings), **configs}
-    text = json.dumps(config, indent=2) + "\n"
-    checkpoint.write_atomically(folder / "config.json", text.encode())
+    write_config(folder, config)
 
 
 def add(
@@ -154,14 +175,80 @@ def add(
     folder = Path(folder)
     config = read_config(folder) | {name: network}
     checkpoint.save(folder / f"{name}.safetensors", checkpoint.half_precision(weights), {})
-    text = json.dumps(config, indent=2) + "\n"
+    write_config(folder, config)
+
+
+def write_config(folder: Path, config: dict) -> None:
+    """Write `config.json`, with its checksum."""
+    text = json.dumps(config | {"sha256": checksum(config)}, indent=2) + "\n"
     checkpoint.write_atomically(folder / "config.json", text.encode())
 
 
-def _build(folder: Path, build: Callable, section: dict):
+def _parse_config(folder: Path) -> dict:
+    """What config.json says, of this version, altered or not."""
+    path = folder / "config.json"
+    config = read_json(path, "the configuration")
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if version != VERSION:
+        raise ValueError(
+            f"{path} has format version {reprlib.repr(version)}, this program reads {VERSION}"
+        )
+    if unknown := config.keys() - ENTRIES:
+        raise ValueError(f"{path} describes {reprlib.repr(min(unknown))}, which no model has")
+    return config
+
+
+def _build(folder: Path, build: Callable, config: dict, name: str):
     try:
-        if not isinstance(section, dict):
-            raise TypeError(f"{section!r} is no set of options")
-        return build(section)
+        return build(config[name])
     except (TypeError, KeyError, ValueError, ArithmeticError, MemoryError) as error:
-        raise ValueError(f"{folder / 'config.json'} does not fit this program: {error}") from None
+        reason = one_line(error) or "it is too large for this machine's memory"
+        raise ValueError(
+            f"{folder / 'config.json'} does not fit this program: {name}: {reason}"
+        ) from None
+
+
+def _options(kind: type, section: object):
+    """A dataclass of the options that a file gives it. ValueError for those it has not, and for
+    values of another type than its fields or beyond all bounds."""
+    if not isinstance(section, dict):
+        raise ValueError(f"{reprlib.repr(section)} is no set of options")
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    for name, value in section.items():
+        if name not in types:
+            raise ValueError(f"there is no option {reprlib.repr(name)} in {kind.__name__}")
+        _check_option(name, types[name], value)
+    return kind(**section)
+
+
+def _clip_options(section: object) -> tuple[CLIPTextConfig, CLIPVisionConfig, int]:
+    names = ["projection_dim", "text", "vision"]
+    if not isinstance(section, dict) or sorted(section) != names:
+        raise ValueError(f"it must consist of {', '.join(names)}")
+    _check_option("projection_dim", int, section["projection_dim"])
+    text, vision = section["text"], section["vision"]
+    options = _options(CLIPTextConfig, text), _options(CLIPVisionConfig, vision)
+    return *options, section["projection_dim"]
+
+
+def _check_option(name: str, kind: type, value: object) -> None:
+    """ValueError unless an option's value is of the kind that its field asks for."""
+    if items := get_args(kind):
+        if not isinstance(value, list) or len(value) > MOST_LEVELS:
+            shown = reprlib.repr(value)
+            raise ValueError(f"{name} must be a list of at most {MOST_LEVELS}, not {shown}")
+        for item in value:
+            _check_option(f"each of {name}", items[0], item)
+        return
+    largest = LARGEST.get(name, LARGEST_OF_OTHERS)
+    wanted, fits = {
+        int: (f"a whole number 0 ... {largest}", type(value) is int and 0 <= value <= largest),
+        float: (
+            "0 or a number of a size of 1e-9 ... 1e9",
+            type(value) in (int, float) and (value == 0 or 1e-9 <= abs(value) <= 1e9),
+        ),
+        bool: ("true or false", type(value) is bool),
+        str: ("a text", type(value) is str),
+    }[kind]
+    if not fits:
+        raise ValueError(f"{name} must be {wanted}, not {reprlib.repr(value)}")

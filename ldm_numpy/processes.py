@@ -24,6 +24,9 @@ import numpy as np
 
 from .parallel import Shards, add
 
+FOR_RANK_0 = (signal.SIGINT, signal.SIGTERM)  # the others go on until it has answered
+END = getattr(signal, "SIGUSR1", signal.SIGTERM)  # by which it ends them
+
 
 def can_fork() -> bool:
     """Whether processes can be had this way. macOS forks, but its matrix library then fails."""
@@ -59,9 +62,11 @@ class Ring:
             return
         self.file = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         pipes = [os.pipe() for _ in range(self.size)]  # number r leads from rank r to the next
-        # Ctrl-C waits until everyone knows which rank it is. (Only the main thread hears it.)
-        heard, main = [], threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, lambda *_: heard.append(1)) if main else None
+        # Signals wait until everyone knows which rank it is. (Only the main thread hears them.)
+        heard, before = [], {}
+        if threading.current_thread() is threading.main_thread():
+            for number in FOR_RANK_0:
+                before[number] = signal.signal(number, lambda number, _: heard.append(number))
         try:
             for rank in range(1, self.size):
                 with warnings.catch_warnings():
@@ -71,7 +76,9 @@ class Ring:
                     child = os.fork()
                 if child == 0:
                     self.rank, self.children = rank, []
-                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0 to answer
+                    for number in FOR_RANK_0:
+                        signal.signal(number, signal.SIG_IGN)
+                    signal.signal(END, signal.SIG_DFL)
                     break
                 self.children.append(child)
         finally:  # also where there can be no more processes, so that those made find an end
@@ -79,10 +86,11 @@ class Ring:
             for fd in {fd for pipe in pipes for fd in pipe} - {reading, writing}:
                 os.close(fd)
             self.source, self.sink = os.fdopen(reading, "rb"), os.fdopen(writing, "wb", 0)
-            if main and self.rank == 0:
-                signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-                if heard:
-                    signal.raise_signal(signal.SIGINT)
+            if self.rank == 0:
+                for number, handler in before.items():
+                    signal.signal(number, handler or signal.SIG_DFL)
+                for number in heard:
+                    signal.raise_signal(number)
 
     def send(self, token) -> None:
         """Pass a token (what JSON can hold) to the next rank."""
@@ -133,7 +141,7 @@ class Ring:
         codes = [self._end(child, at_once=error is not None) for child in self.children]
         self.children = []
         if isinstance(error, RingBrokenError) or (error is None and any(codes)):
-            codes = [code for code in codes if code not in (0, -signal.SIGTERM)]
+            codes = [code for code in codes if code not in (0, -END)]
             ended = [f"by signal {-code}" if code < 0 else f"with {code}" for code in codes]
             raise ChildProcessError(
                 f"a process of the training ended {' and '.join(ended) or 'too early'} (signal 9 "
@@ -146,7 +154,7 @@ class Ring:
         for another ring's ranks may hold its pipes open. Returns its exit code."""
         try:
             if at_once:
-                os.kill(child, signal.SIGTERM)
+                os.kill(child, END)
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         except (ProcessLookupError, ChildProcessError):  # gone, where nobody keeps children's codes
             return 0

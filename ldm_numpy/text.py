@@ -11,8 +11,10 @@ Sources: Sennrich et al. 2016, "Neural machine translation of rare words with su
 Radford et al. 2019 (GPT-2: bytes); Radford et al. 2021 (CLIP: `</w>`, lower case).
 """
 
+import hashlib
 import json
 import re
+import reprlib
 import unicodedata
 import warnings
 from collections import Counter
@@ -26,7 +28,10 @@ import numpy as np
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 FORMAT = "ldm_numpy tokenizer"
+ENTRIES = {"format", "version", "context_length", "merges", "sha256"}  # of a tokenizer's file
 VERSION = 1
+MAX_CONTEXT = 1024  # tokens of a prompt; CLIP has 77. A file that asks for more is refused
+MAX_JSON = 4 << 20  # bytes of a JSON file; CLIP's vocabulary has 860,000
 
 # What follows an apostrophe in English is a piece of its own: it's -> it | 's
 _CONTRACTION = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d", re.IGNORECASE)
@@ -177,13 +182,15 @@ class Tokenizer:
         return ids
 
     def save(self, path: str | Path) -> None:
-        """Write JSON; the merges say it all. ValueError where the file cannot be written."""
+        """Write JSON: the merges say it all, and a checksum guards them. ValueError where the file
+        cannot be written."""
         content = {
             "format": FORMAT,
             "version": VERSION,
             "context_length": self.context_length,
             "merges": self.merges,
         }
+        content["sha256"] = checksum(content)
         try:
             Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
@@ -191,23 +198,30 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read what `save` wrote. Raises ValueError when it is not that, or of another version."""
-        content = _read_json(path)
+        """Read what `save` wrote. Raises ValueError when it is not that, of another version, or
+        altered since. A file that was written before there were checksums has none."""
+        content = read_json(path, "the tokenizer")
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"{path} is not a tokenizer of ldm_numpy")
         if content.get("version") != VERSION:
-            raise ValueError(
-                f"{path} has tokenizer version {content.get('version')!r}, not {VERSION}"
-            )
+            version = reprlib.repr(content.get("version"))
+            raise ValueError(f"{path} has tokenizer version {version}, not {VERSION}")
+        if unknown := content.keys() - ENTRIES:
+            raise ValueError(f"{path} has an entry {reprlib.repr(min(unknown))}: no tokenizer has")
         merges, context_length = content.get("merges"), content.get("context_length")
         if not isinstance(merges, list) or not all(map(_is_pair, merges)):
             raise ValueError(f"{path}: merges must be a list of pairs of tokens")
-        if type(context_length) is not int:
-            raise ValueError(f"{path}: context_length must be a number, not {context_length!r}")
+        if type(context_length) is not int or context_length > MAX_CONTEXT:
+            raise ValueError(
+                f"{path}: context_length must be a number, {MAX_CONTEXT} at most, not "
+                f"{reprlib.repr(context_length)}"
+            )
         try:
-            return cls(merges, context_length)
+            tokenizer = cls(merges, context_length)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path}: {one_line(error)}") from None
+        check_intact(path, content)
+        return tokenizer
 
     @classmethod
     def from_clip(
@@ -219,17 +233,17 @@ class Tokenizer:
         imply, or the ids would not be those the weights were trained with (ValueError).
         """
         try:
-            lines = Path(merges_txt).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read merges from {merges_txt}: {error}") from None
+            lines = read_file(merges_txt, "merges from").decode("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{merges_txt} is not UTF-8: {error}") from None
         merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         if not all(map(_is_pair, merges)):
             raise ValueError(f"{merges_txt}: each line must be two tokens with a blank between")
         try:
             tokenizer = cls(merges, context_length)
         except ValueError as error:
-            raise ValueError(f"{merges_txt}: {error}") from None
-        if _read_json(vocab_json) != tokenizer._ids:
+            raise ValueError(f"{merges_txt}: {one_line(error)}") from None
+        if read_json(vocab_json, "the vocabulary") != tokenizer._ids:
             raise ValueError(
                 f"{vocab_json} is not the vocabulary that {merges_txt} implies "
                 f"({tokenizer.vocab_size} tokens: bytes, bytes ending a word, merges, start, end)"
@@ -269,10 +283,72 @@ def _is_pair(item: object) -> bool:
     return isinstance(item, list) and len(item) == 2 and all(isinstance(x, str) for x in item)
 
 
-def _read_json(path: str | Path) -> object:
+# Files of strangers ------------------------------------------------------------------------
+
+
+def read_json(path: str | Path, what: str) -> object:
+    """What a JSON file says; ValueError where it cannot be read (see `read_file`, `parse_json`)."""
+    content = read_file(path, what)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read the tokenizer {path}: {error.strerror}") from None
-    except ValueError as error:  # not JSON, or not UTF-8
+        return parse_json(content)
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def read_file(path: str | Path, what: str) -> bytes:
+    """The bytes of a small file; `what` it is, for the message of ValueError, which is raised for a
+    file that is missing, no regular file (a pipe would be waited for) or larger than MAX_JSON."""
+    try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError(f"cannot read {what} {path}: it is not a file")
+        with open(path, "rb") as file:
+            content = file.read(MAX_JSON + 1)
+    except OSError as error:
+        raise ValueError(f"cannot read {what} {path}: {error.strerror}") from None
+    if len(content) > MAX_JSON:
+        raise ValueError(f"cannot read {what} {path}: it has more than {MAX_JSON:,} bytes")
+    return content
+
+
+def parse_json(content: str | bytes) -> object:
+    """What JSON says. ValueError, in one line, where it is none, where an object has a name twice
+    (which of the values would count?), or where it is nested deeper than Python can follow."""
+    try:
+        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(one_line(error)) from None
+
+
+def checksum(content: dict) -> str:
+    """SHA-256 of all that an object of JSON says but for its own entry "sha256".
+
+    It is of the contents, not of the bytes: blanks, line ends and the order of names may change.
+    """
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def check_intact(path: str | Path, content: dict) -> None:
+    """ValueError unless an object's checksum, where it has one, is right."""
+    if "sha256" in content and content["sha256"] != checksum(content):
+        raise ValueError(
+            f'{path} was altered: its contents do not match their checksum "sha256" (remove that '
+            "entry if you changed the file on purpose)"
+        )
+
+
+def one_line(words: object, limit: int = 300) -> str:
+    """A stranger's words for a message: printable, on one line, cut where they are long."""
+    text = "".join(c if c.isprintable() else " " for c in str(words))
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise ValueError(f"{reprlib.repr(names.most_common(1)[0][0])} stands twice in one object")
+    return content

@@ -22,6 +22,8 @@ from ..backend import generator
 SIDE = 28  # height and width of an image, in pixels
 CLASSES = 10
 MAX_IMAGES = 1_000_000  # a header that promises more is not believed, nor is its memory allocated
+CHUNK = 1 << 20  # bytes decompressed at a time
+SLACK = 1 << 16  # bytes that a .gz file may have for itself: names, and data that do not shrink
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -40,7 +42,8 @@ def load(split: str, folder: str | Path | None = None) -> tuple[np.ndarray, np.n
     """Images (N, 28, 28) uint8, 0 paper and 255 ink, and labels (N,) uint8 of "train" or "test".
 
     Without a folder, the embedded digits: checked against MNIST's checksums at first read, then
-    kept in memory. With one, its four IDX files, plain or .gz, checked for shape and range only.
+    kept in memory. With one, its four IDX files, plain or .gz, checked for shape and range only: a
+    plain IDX file has no checksum, and wrong pixels in one look like others; a .gz file has one.
     The arrays are read-only. Raises ValueError, naming the file and what would be right.
     """
     if split not in FILES:
@@ -121,7 +124,8 @@ def _find(folder: Path, name: str) -> Path:
 def _read_idx(path: Path, item_shape: tuple[int, ...], md5: str | None) -> np.ndarray:
     """The array (N, *item_shape) uint8 of one IDX file, read-only.
 
-    No more is read or decompressed than the header promises, and one byte to see that it ends.
+    No more is read or decompressed than the header promises, and one byte to see that it ends; no
+    more memory is taken than what is there fills.
     """
     ndim = 1 + len(item_shape)
     expected_magic = 0x0800 + ndim  # 0x08: unsigned bytes; low byte: number of dimensions
@@ -141,12 +145,15 @@ def _read_idx(path: Path, item_shape: tuple[int, ...], md5: str | None) -> np.nd
             if not 1 <= count <= MAX_IMAGES:
                 raise ValueError(f"{path} promises {count} items: 1 to {MAX_IMAGES} can be read")
             size = count * math.prod(item_shape)
-            content = file.read(size)
+            content = bytearray()
+            while len(content) < size and (chunk := file.read(min(size - len(content), CHUNK))):
+                content += chunk
             if len(content) < size:
                 raise ValueError(
                     f"{path} is truncated: {len(content)} bytes follow the header, not {size}"
                 )
-            if file.read(1):
+            # gzip would skip zeros after its data one by one, and files of holes have billions.
+            if path.stat().st_size > size + size // 64 + SLACK or file.read(1):
                 raise ValueError(f"{path} has bytes after the {count} items its header promises")
     except EOFError:
         raise ValueError(f"{path} is truncated: its compressed data end early") from None
@@ -155,7 +162,10 @@ def _read_idx(path: Path, item_shape: tuple[int, ...], md5: str | None) -> np.nd
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     if md5 is not None:
-        checksum = hashlib.md5(header + content, usedforsecurity=False).hexdigest()
-        if checksum != md5:
-            raise ValueError(f"{path} was altered: its md5 is {checksum}, not {md5}")
-    return np.frombuffer(content, np.uint8).reshape(count, *item_shape)
+        digest = hashlib.md5(header, usedforsecurity=False)
+        digest.update(content)
+        if digest.hexdigest() != md5:
+            raise ValueError(f"{path} was altered: its md5 is {digest.hexdigest()}, not {md5}")
+    array = np.frombuffer(content, np.uint8).reshape(count, *item_shape)
+    array.flags.writeable = False
+    return array

@@ -1,16 +1,17 @@
 """The stages, one after the other: classifiers and autoencoder, CLIP, U-Net; then a model folder.
 
-Every stage leaves `name.safetensors` (checkpoint), `name.csv` (log) and, where there is something
-to see, pictures in the run's folder, and reads what earlier stages left there.
+Every stage leaves `name.safetensors` (checkpoint), `name.previous.safetensors` (the one before it),
+`name.csv` (log) and, where there is something to see, pictures in the run's folder, and reads what
+earlier stages left there.
 """
 
 import dataclasses
 import hashlib
-import os
 from functools import cached_property
 from pathlib import Path
 
 from ..backend import blas_threads, tune_cpu
+from ..checkpoint import sweep
 from ..data import mnist
 from ..models import autoencoder as autoencoder_models
 from ..models import classifier as classifier_models
@@ -25,6 +26,7 @@ from .classifier import ClassifierStage
 from .clip import CLIPStage, train_tokenizer
 from .dataset import Digits
 from .export import add_noisy, export
+from .folder import existing, locked, prepare_folder
 from .loop import Stage, StageConfig, finished, load_trained, run
 from .noisy import NoisyClassifierStage, NoisyStageConfig
 from .pixel import PixelStage, pixel_moments
@@ -143,7 +145,7 @@ class Run:
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer; trained on its captions when CLIP's training begins."""
         path = self.folder / "tokenizer.json"
-        if not (self.folder / "clip.safetensors").is_file():
+        if not existing(self.folder / "clip.safetensors"):
             tokenizer = train_tokenizer(self.train.captioned(), self.seed, CONTEXT_LENGTH)
             tokenizer.save(path)
         return Tokenizer.load(path)
@@ -237,16 +239,22 @@ class Run:
         the model folder `pixel`, and "noisy" adds to the first what it has trained.
 
         Raises ValueError before any work if a checkpoint would be overwritten, an earlier stage is
-        missing, or the data cannot be read.
+        missing, the data cannot be read, or another training has the folder. Interrupted as `run`.
         """
+        prepare_folder(self.folder)
+        with locked(self.folder):
+            self._fit(what, resume)
+
+    def _fit(self, what: str, resume: bool) -> None:
         names = list(STAGES) if what == "all" else [what]
         if "autoencoder" in names:
             names = ["perceptual", "reader", *names]
-        prepare_folder(self.folder)
-        existing = [n for n in names if (self.folder / f"{n}.safetensors").exists()]
-        if existing and not resume:
+        for model in MODELS.values():
+            sweep(self.folder / model)
+        found = [n for n in names if existing(self.folder / f"{n}.safetensors")]
+        if found and not resume:
             raise ValueError(
-                f"{self.folder} holds a training already ({', '.join(existing)}): continue it "
+                f"{self.folder} holds a training already ({', '.join(found)}): continue it "
                 "with --resume, or choose another folder with --out"
             )
         for earlier in EARLIER.get(what, ()):
@@ -270,14 +278,3 @@ class Run:
             export(self.folder, self.folder / MODELS[name], name)
         if "noisy" in names and (self.folder / "model" / "config.json").is_file():
             add_noisy(self.folder, self.folder / "model")
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make the folder; ValueError, before hours of work, where nothing can be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"cannot write into the folder {folder}: {error.strerror}") from None

@@ -5,10 +5,8 @@ step computes depends on the seed and the step number alone, so a training that 
 resumed ends with the same bits as one that was not.
 """
 
-import csv
 import dataclasses
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,9 @@ from ..optim import EMA, AdamW, Muon, warmup_cosine
 from ..parallel import Shards
 from ..processes import RankShards, Ring, can_fork
 from .dataset import Digits
+from .folder import existing, locked, newest, reinstate
+from .log import Log
+from .stop import Stop, Stopped
 
 LOG_EVERY = 20  # steps between looks at the loss: each look waits for the device
 OPTIMIZERS = {"muon": Muon, "adamw": AdamW}
@@ -120,24 +121,41 @@ def run(
     """Train a stage to its end, leaving checkpoint, log and pictures in `folder`.
 
     At the end the networks hold the averaged weights. Raises ValueError if there is a checkpoint
-    already and `resume` is not asked for, if it was made with other options, or if the loss becomes
-    NaN or infinite (the last good checkpoint is kept).
+    already and `resume` is not asked for, if it was made with other options, if the loss becomes
+    NaN or infinite (the last good checkpoint is kept), or if another training has the folder.
+    Ctrl-C and SIGTERM raise Stopped, after a checkpoint; a second Ctrl-C KeyboardInterrupt, at
+    once.
     """
+    with locked(folder):
+        _run(stage, folder, seed, resume, device, threads)
+
+
+def _run(
+    stage: Stage, folder: Path, seed: int, resume: bool, device: str, threads: int | None
+) -> None:
     config = stage.config
     path = folder / f"{stage.name}.safetensors"
     here = Shards(config.shard_size if device == "cpu" else None, threads)
     ring, shards = ranks(here, config.batch_size)
     optimizer, ema = prepare(stage, shards)
     start = 0
-    if path.exists():
+    if found := existing(path):
         if not resume:
             raise ValueError(
-                f"{path} exists: continue it with --resume, or choose another folder with --out"
+                f"{found} exists: continue it with --resume, or choose another folder with --out"
             )
         start = restore(stage, optimizer, ema, path, seed)
-    log = Log(folder / f"{stage.name}.csv", stage, start)
+
+    def picture_due(done: int) -> Path | None:
+        due = done > 0 and (done % config.sample_every == 0 or done == config.steps)
+        return folder / f"{stage.name}_{done:06d}.png" if due else None
+
+    log = Log(folder / f"{stage.name}.csv", stage.report, stage.baselines, start)
     stage.before_steps()
-    with ring:
+    if (picture := picture_due(start)) and not picture.exists():  # stopped before it was drawn
+        with ema.applied():
+            stage.draw(picture, here)
+    with Stop() as stop, ring:
         ring.fork()
         steps = range(start, config.steps)
         if shards.leads:
@@ -155,19 +173,25 @@ def run(
             if not shards.leads:
                 continue  # and wait at the next step's first barrier
             done = step + 1
-            last = done == config.steps
-            saving = done % config.checkpoint_every == 0 or last
-            if done % LOG_EVERY == 0 or saving:
+            stopping = stop.signal  # looked at once, for it may change at any time
+            due = done % config.checkpoint_every == 0 or done == config.steps
+            row = due or done % LOG_EVERY == 0  # none because of a signal: logs stay the same
+            if row or stopping:
                 numbers = [float(v) for v in (*values, norm)]
-                check_finite(stage, path, done, numbers, optimizer if saving else None)
+                check_finite(stage, path, done, numbers, optimizer if due or stopping else None)
+            if row:
                 log.add(done, numbers, config.learning_rate * factor)
                 steps.set_postfix_str(", ".join(describe_numbers(stage, numbers)))
-            if saving:
+            if due or stopping:
                 log.flush()  # first: rows beyond the checkpoint are dropped, missing ones are lost
                 save_checkpoint(stage, optimizer, ema, path, seed, done, here)
-            if done % config.sample_every == 0 or last:
+            if stopping:
+                steps.close()
+                at = f"{stage.name} stopped at step {done} of {config.steps}, which is saved"
+                raise Stopped(stopping, at)
+            if picture := picture_due(done):
                 with ema.applied():
-                    stage.draw(folder / f"{stage.name}_{done:06d}.png", here)
+                    stage.draw(picture, here)
     log.plot()
     optimizer.weights[...] = ema.average
 
@@ -204,7 +228,7 @@ def save_checkpoint(
         "step_count": state["step_count"],
         "measured": measured,
     }
-    checkpoint.save(path, arrays, metadata)
+    checkpoint.save(path, arrays, metadata, keep=True)
 
 
 def weights_of(stage: Stage, prefix: str) -> dict[str, np.ndarray]:
@@ -225,10 +249,11 @@ def load_weights(stage: Stage, arrays: dict[str, np.ndarray], prefix: str) -> No
 
 
 def restore(stage: Stage, optimizer: AdamW, ema: EMA, path: Path, seed: int) -> int:
-    """Go back to a checkpoint; returns its step. ValueError, naming it, for another option."""
-    arrays, metadata = checkpoint.load(path)
+    """Go back to a checkpoint, or to the one before it where it is damaged; returns its step.
+    ValueError, naming it, for another option."""
+    arrays, metadata, found = newest(path)
     if "step" not in metadata:
-        raise ValueError(f"{path} is not the checkpoint of a training")
+        raise ValueError(f"{found} is not the checkpoint of a training")
     asked = json.loads(json.dumps(stage.describe() | {"seed": seed}))  # tuples become lists
     asked, made = flat(asked), flat(metadata["options"])
     different = [
@@ -237,7 +262,9 @@ def restore(stage: Stage, optimizer: AdamW, ema: EMA, path: Path, seed: int) -> 
         if made.get(key) != asked.get(key)
     ]
     if different:
-        raise ValueError(f"{path} was made with other options: {'; '.join(different)}")
+        raise ValueError(f"{found} was made with other options: {'; '.join(different)}")
+    if found != path:
+        reinstate(path)
     load_weights(stage, arrays, "ema")
     ema.average[...] = optimizer.weights
     load_weights(stage, arrays, "weights")
@@ -273,7 +300,10 @@ def finished(path: Path) -> tuple[dict, dict]:
     """A checkpoint's arrays and metadata; ValueError unless its training reached the end."""
     if not path.is_file():
         raise ValueError(f"{path.parent} has no trained {path.stem} ({path.name}): train it first")
-    arrays, metadata = checkpoint.load(path)
+    try:
+        arrays, metadata = checkpoint.load(path)
+    except checkpoint.DamagedError as error:
+        raise ValueError(f"{error}; train {path.stem} again, with --resume") from None
     if "step" not in metadata:
         raise ValueError(f"{path} is not the checkpoint of a training")
     step, steps = metadata["step"], metadata["options"]["steps"]
@@ -300,58 +330,3 @@ def describe_numbers(stage: Stage, numbers) -> list[str]:
         for name, value in zip(stage.report, numbers)
         for zero in [stage.baselines.get(name)]
     ]
-
-
-class Log:
-    """The stage's CSV file. Rows after the checkpoint a run resumes from are dropped."""
-
-    def __init__(self, path: Path, stage: Stage, start: int):
-        self.path, self.stage = path, stage
-        self.began = time.perf_counter()
-        self.header = ["step", *stage.report]
-        self.header += [f"{name}_zero" for name in stage.report if name in stage.baselines]
-        self.header += ["gradient_norm", "learning_rate", "seconds"]
-        self.rows: list[list] = []
-        self.seconds = 0.0  # spent by the runs before this one
-        if start and path.is_file():
-            with open(path, newline="", encoding="utf-8", errors="replace") as file:
-                rows = list(csv.reader(file))[1:]
-            self.rows = [row for row in rows if self.is_whole(row) and int(row[0]) <= start]
-            self.seconds = float(self.rows[-1][-1]) if self.rows else 0.0
-
-    def add(self, step: int, numbers: list[float], learning_rate: float) -> None:
-        baselines = self.stage.baselines
-        zeros = [baselines[name] for name in self.stage.report if name in baselines]
-        seconds = self.seconds + time.perf_counter() - self.began
-        *values, norm = [f"{v:.6g}" for v in numbers]
-        self.rows.append([step, *values, *zeros, norm, f"{learning_rate:.4g}", f"{seconds:.1f}"])
-
-    def is_whole(self, row: list[str]) -> bool:
-        """Whether a row is one of ours; a log that was edited must not stop a training."""
-        try:
-            int(row[0]), [float(cell) for cell in row]
-        except (ValueError, IndexError):
-            return False
-        return len(row) == len(self.header)
-
-    def flush(self) -> None:
-        lines = [",".join(str(cell) for cell in row) for row in [self.header, *self.rows]]
-        checkpoint.write_atomically(self.path, ("\n".join(lines) + "\n").encode())
-
-    def plot(self) -> None:
-        """A picture of the loss, where matplotlib is installed."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            return
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        steps = [int(row[0]) for row in self.rows]
-        for i, name in enumerate(self.stage.report):
-            axes.plot(steps, [float(row[1 + i]) for row in self.rows], label=name)
-            if name in self.stage.baselines:
-                zero = self.stage.baselines[name]
-                axes.axhline(zero, linestyle=":", color="grey", label=f"{name} of zero")
-        axes.set(xlabel="step", yscale="log", title=self.stage.name)
-        axes.legend()
-        figure.savefig(self.path.with_name(f"{self.stage.name}_loss.png"), dpi=110)

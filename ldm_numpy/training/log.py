@@ -1,0 +1,73 @@
+"""The log of a training: a CSV file, and a picture of the loss."""
+
+import csv
+import time
+from pathlib import Path
+
+from ..checkpoint import write_atomically
+
+
+class Log:
+    """A stage's CSV file. Rows after the checkpoint that a run resumes from are dropped.
+
+    Args:
+        path: of the file
+        report: names of the numbers of a row
+        baselines: for some of them, the value that an answer of zero would have
+        start: step of that checkpoint, or 0
+    """
+
+    def __init__(
+        self, path: Path, report: tuple[str, ...], baselines: dict[str, float], start: int
+    ):
+        self.path, self.report, self.baselines = path, report, baselines
+        self.began = time.perf_counter()
+        self.header = ["step", *report]
+        self.header += [f"{name}_zero" for name in report if name in baselines]
+        self.header += ["gradient_norm", "learning_rate", "seconds"]
+        self.rows: list[list] = []
+        self.seconds = 0.0  # spent by the runs before this one
+        if start and path.is_file():
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
+                rows = list(csv.reader(file))[1:]
+            rows = [row for row in rows if self.is_whole(row)]
+            self.rows = [row for row in rows if int(row[0]) <= start]
+            self.seconds = float(self.rows[-1][-1]) if self.rows else 0.0
+            if self.rows != rows:
+                self.flush()
+
+    def add(self, step: int, numbers: list[float], learning_rate: float) -> None:
+        zeros = [self.baselines[name] for name in self.report if name in self.baselines]
+        seconds = self.seconds + time.perf_counter() - self.began
+        *values, norm = [f"{v:.6g}" for v in numbers]
+        self.rows.append([step, *values, *zeros, norm, f"{learning_rate:.4g}", f"{seconds:.1f}"])
+
+    def is_whole(self, row: list[str]) -> bool:
+        """Whether a row is one of ours; a log that was edited must not stop a training."""
+        try:
+            int(row[0]), [float(cell) for cell in row]
+        except (ValueError, IndexError):
+            return False
+        return len(row) == len(self.header)
+
+    def flush(self) -> None:
+        lines = [",".join(str(cell) for cell in row) for row in [self.header, *self.rows]]
+        write_atomically(self.path, ("\n".join(lines) + "\n").encode())
+
+    def plot(self) -> None:
+        """A picture of the loss, where matplotlib is installed."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            return
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        steps = [int(row[0]) for row in self.rows]
+        for i, name in enumerate(self.report):
+            axes.plot(steps, [float(row[1 + i]) for row in self.rows], label=name)
+            if name in self.baselines:
+                zero = self.baselines[name]
+                axes.axhline(zero, linestyle=":", color="grey", label=f"{name} of zero")
+        axes.set(xlabel="step", yscale="log", title=self.path.stem)
+        axes.legend()
+        figure.savefig(self.path.with_name(f"{self.path.stem}_loss.png"), dpi=110)
