@@ -79,9 +79,14 @@ class AdamW:
         """Scale the whole gradient down to norm `max_norm` where it is larger; returns the norm.
 
         The norm stays on the device: nothing waits for it. (Pascanu et al. 2013, algorithm 1)
+        On the host it is right even where squares are beyond float32's range; a GPU then makes the
+        gradient zero.
         """
         xp = array_module(self.gradient)
-        norm = xp.sqrt(self.gradient @ self.gradient)
+        with np.errstate(over="ignore"):
+            norm = xp.sqrt(self.gradient @ self.gradient)
+        if xp is np and norm == math.inf:
+            norm = self.gradient.dtype.type(np.linalg.norm(self.gradient.astype(np.float64)))
         factor = xp.minimum(1, max_norm / (norm + 1e-6)).astype(self.gradient.dtype)
         self.shards.barrier()  # other ranks may still read what is scaled now
 
@@ -108,7 +113,8 @@ class AdamW:
             t = (1 - b1) * g
             m *= b1
             m += t
-            xp.multiply(g, g, out=t)
+            with squares_in_range(g.dtype):
+                xp.multiply(g, g, out=t)
             t *= 1 - b2
             v *= b2
             v += t
@@ -195,6 +201,21 @@ class Muon(AdamW):
         super().step(lr, first=self.decaying)
 
 
+@contextmanager
+def squares_in_range(dtype):
+    """ValueError for squares in the block that are beyond the range of `dtype`. (Not on a GPU.)
+
+    A second moment that is infinite once stays so, and its weight would never move again.
+    """
+    try:
+        with np.errstate(over="raise"):
+            yield
+    except FloatingPointError:
+        raise ValueError(
+            f"the square of a gradient is beyond {dtype}: clip_gradient before the step"
+        ) from None
+
+
 def as_matrix(parameter) -> tuple[int, int]:
     """(rows, columns) of a kernel or matrix whose last axis is the columns; (0, 0) of a vector."""
     if parameter.ndim < 2:
@@ -219,9 +240,13 @@ def orthogonal(x):
 
     With P = a + b G + c G^2, the next x is x P and the next G is P G P. So the five P are found
     from G alone, the smaller of the two products of x with itself, and x meets their product once.
+
+    A matrix of norm 1e-7 or less stays small, lest a gradient of mere rounding become a full step.
     """
     xp = array_module(x)
-    x = x / (xp.sqrt((x * x).sum((1, 2), keepdims=True)) + 1e-7)  # no singular value above 1
+    with squares_in_range(x.dtype):
+        norm = xp.sqrt((x * x).sum((1, 2), keepdims=True))
+    x = x / (norm + 1e-7)  # no singular value above 1
     wide = x.shape[1] < x.shape[2]
     x = x.swapaxes(1, 2) if wide else x
     gram = x.swapaxes(1, 2) @ x

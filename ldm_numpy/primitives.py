@@ -2,9 +2,15 @@
 
 Where NumPy broadcasts in the forward pass, the backward pass sums: an element that was used many
 times receives the sum of the gradients of its uses (`unbroadcast`).
+
+What is beyond the range of its type, as e^1000, is infinite, and NumPy warns. What is no number, as
+1 / 0, log 0 or the mean of nothing, is a ValueError. (On a GPU, where looking at numbers means to
+wait for them, 1 / 0 and log 0 are infinite.)
 """
 
 import math
+
+import numpy as np
 
 from .backend import array_module
 from .function import Function
@@ -18,6 +24,11 @@ def unbroadcast(g, shape: tuple[int, ...]):
     stretched = [i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1]
     g = g.sum(axis=(*range(extra), *stretched))
     return g.reshape(shape)
+
+
+def on_host(x) -> bool:
+    """Whether `x` is a number or an array that can be looked at without waiting for a GPU."""
+    return array_module(x) is np
 
 
 def shape_of(x) -> tuple[int, ...]:
@@ -71,17 +82,24 @@ class Mul(Function):
 
 
 class Div(Function):
-    """y = a / b;  ga = gy / b, gb = -gy a / b^2."""
+    """y = a / b;  ga = gy / b, gb = -gy y / b. (b^2 may be out of range where y / b is not.)
+
+    ValueError for a zero in b.
+    """
 
     def forward(self, a, b):
-        self.save(a, b)
-        return a / b
+        if on_host(b) and not np.all(b):
+            raise ValueError("division by zero")
+        y = a / b
+        self.save(shape_of(a), b, y)
+        return y
 
     def backward(self, gy):
-        a, b = self.saved
+        a_shape, b, y = self.saved
+        ga = gy / b
         return (
-            unbroadcast(gy / b, shape_of(a)) if self.needs[0] else None,
-            unbroadcast(-gy * a / (b * b), shape_of(b)) if self.needs[1] else None,
+            unbroadcast(ga, a_shape) if self.needs[0] else None,
+            unbroadcast(-ga * y, shape_of(b)) if self.needs[1] else None,
         )
 
 
@@ -96,15 +114,28 @@ class Neg(Function):
 
 
 class Pow(Function):
-    """y = x^p for a constant number p;  gx = gy p x^(p-1)."""
+    """y = x^p for a constant number p;  gx = gy p x^(p-1).
+
+    ValueError for a negative x where p is no integer, for zero where p < 0, and in backward for
+    zero where p < 1: there the slope is infinite. (But for p = 0: y is constant.)
+    """
 
     def forward(self, x, *, exponent: float):
+        if on_host(x):
+            if exponent % 1 and (x < 0).any():
+                raise ValueError(f"x ** {exponent}: x must not be negative, as {x.min():g} is")
+            if exponent < 0 and not x.all():
+                raise ValueError(f"x ** {exponent}: x must not be 0")
         self.exponent = exponent
         self.save(x)
         return x**exponent
 
     def backward(self, gy):
         (x,) = self.saved
+        if self.exponent == 0:
+            return (0 * gy,)
+        if self.exponent < 1 and on_host(x) and not x.all():
+            raise ValueError(f"x ** {self.exponent}: its slope at x = 0 is infinite")
         return (gy * self.exponent * x ** (self.exponent - 1),)
 
 
@@ -122,9 +153,11 @@ class Exp(Function):
 
 
 class Log(Function):
-    """y = ln(x);  gx = gy / x."""
+    """y = ln(x);  gx = gy / x. ValueError for an x that is not positive."""
 
     def forward(self, x):
+        if on_host(x) and (x <= 0).any():
+            raise ValueError(f"log: x must be positive; the smallest is {x.min():g}")
         self.save(x)
         return array_module(x).log(x)
 
@@ -134,9 +167,14 @@ class Log(Function):
 
 
 class Clip(Function):
-    """y = min(max(x, low), high);  gx = gy where low <= x <= high, else 0."""
+    """y = min(max(x, low), high);  gx = gy where low <= x <= high, else 0.
+
+    ValueError unless low <= high.
+    """
 
     def forward(self, x, *, low: float, high: float):
+        if not low <= high:
+            raise ValueError(f"clip: low = {low} must not be above high = {high}")
         self.save((x >= low) & (x <= high))
         return array_module(x).clip(x, low, high)
 
@@ -176,6 +214,13 @@ def _keep_axes(g, shape: tuple[int, ...], axis):
     return g.reshape(tuple(1 if i in axes else n for i, n in enumerate(shape)))
 
 
+def _check_not_empty(name: str, shape: tuple[int, ...], axis) -> None:
+    """ValueError if reducing `shape` over `axis` would reduce 0 elements to one."""
+    axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
+    if 0 in shape and 0 in [shape[i] for i in axes]:
+        raise ValueError(f"{name} over axis {axis} of {shape}: there is no element")
+
+
 class Sum(Function):
     """y = sum of x over `axis`;  gx = gy, broadcast back."""
 
@@ -191,9 +236,10 @@ class Sum(Function):
 
 
 class Mean(Function):
-    """y = mean of x over `axis`;  gx = gy / count, broadcast back."""
+    """y = mean of x over `axis`;  gx = gy / count, broadcast back. ValueError if count is 0."""
 
     def forward(self, x, *, axis=None, keepdims=False):
+        _check_not_empty("mean", x.shape, axis)
         self.axis = axis
         self.save(x.shape)
         return x.mean(axis=axis, keepdims=keepdims)
@@ -201,14 +247,18 @@ class Mean(Function):
     def backward(self, gy):
         (shape,) = self.saved
         xp = array_module(gy)
-        count = math.prod(shape) // gy.size
+        count = math.prod(shape) // max(1, gy.size)  # a batch may be empty
         return (xp.broadcast_to(_keep_axes(gy / count, shape, self.axis), shape),)
 
 
 class Max(Function):
-    """y = max of x over `axis`;  gx = gy at the maximum, shared evenly among equal ones."""
+    """y = max of x over `axis`;  gx = gy at the maximum, shared evenly among equal ones.
+
+    ValueError if there is nothing to choose from.
+    """
 
     def forward(self, x, *, axis=None, keepdims=False):
+        _check_not_empty("max", x.shape, axis)
         self.axis = axis
         y = x.max(axis=axis, keepdims=keepdims)
         self.save(x, y)
@@ -222,9 +272,14 @@ class Max(Function):
 
 
 class Reshape(Function):
-    """y = x with another shape;  gx = gy with the old one."""
+    """y = x with another shape;  gx = gy with the old one.
+
+    ValueError for a -1 that might be any number, as x and the other numbers have no element.
+    """
 
     def forward(self, x, *, shape):
+        if not x.size and -1 in shape and 0 in shape:
+            raise ValueError(f"reshape: {x.shape} has no element, so the -1 in {shape} can be any")
         self.save(x.shape)
         return x.reshape(shape)
 
@@ -278,6 +333,8 @@ class Concatenate(Function):
     """y = the inputs one after the other along `axis`;  each gx = its slice of gy."""
 
     def forward(self, *arrays, axis: int):
+        if not arrays:
+            raise ValueError("concatenate: no arrays were given")
         self.axis = axis
         self.save(*[a.shape[axis] for a in arrays])
         return array_module(arrays[0]).concatenate(arrays, axis)

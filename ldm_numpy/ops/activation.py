@@ -65,9 +65,13 @@ CDF_POLYNOMIAL = (
 
 
 def gelu_slope(x, cdf):
-    """gelu'(x) = P + x p, the density p = exp(-x^2 / 2) / sqrt(2 pi). Arrays in and out."""
+    """gelu'(x) = P + x p, the density p = exp(-x^2 / 2) / sqrt(2 pi). Arrays in and out.
+
+    Where the square is beyond the type's range, it may be infinite: the density is 0 there anyway.
+    """
     xp = array_module(x)
-    slope = xp.multiply(x, x, out=xp.empty_like(x))
+    with np.errstate(over="ignore"):
+        slope = xp.multiply(x, x, out=xp.empty_like(x))
     slope *= -0.5
     xp.exp(slope, out=slope)
     slope *= 1 / math.sqrt(2 * math.pi)
@@ -262,7 +266,8 @@ class Dropout(Function):
 
 
 def sigmoid(x):
-    """1 / (1 + e^-x), elementwise."""
+    """1 / (1 + e^-x), elementwise, to within a rounding of 1: what is far smaller may become 0, in
+    float32 from x = -17 or so."""
     return Sigmoid.apply(x)
 
 
@@ -287,9 +292,9 @@ def gelu(x):
 
 
 def geglu(h):
-    """a gelu(b), where h (..., 2 D) is a and b side by side. ValueError for an odd last axis."""
-    if h.shape[-1] % 2:
-        raise ValueError(f"geglu: the last axis of {h.shape} must be even")
+    """a gelu(b), where h (..., 2 D) is a and b side by side. ValueError for an odd or no D."""
+    if not h.ndim or not h.shape[-1] or h.shape[-1] % 2:
+        raise ValueError(f"geglu: the last axis of {h.shape} must be even, and 2 or more")
     return GEGLU.apply(h)
 
 
@@ -299,7 +304,9 @@ def quick_gelu(x):
 
 
 def softmax(x, axis: int = -1):
-    """Softmax along `axis`."""
+    """Softmax along `axis`. ValueError where it has no element."""
+    if not x.ndim or not x.shape[axis]:
+        raise ValueError(f"softmax: axis {axis} of {x.shape} has no element")
     return Softmax.apply(x, axis=axis)
 
 

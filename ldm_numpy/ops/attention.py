@@ -1,11 +1,13 @@
 """Attention: every query looks softly into a dictionary of keys and values."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
 from ..backend import array_module
 from ..function import Function
+from .double import in_double, overflowed
 
 # Bytes of scores worked on at a time. On a processor they go from one product through softmax into
 # the next while they are in its second-level cache; a GPU wants few and large kernels.
@@ -43,8 +45,8 @@ class Attention(Function):
     """
 
     def forward(self, q, k, v, *, heads: int, mask, causal: bool, recorder):
-        xp = array_module(q)
-        q, k, v = (split_heads(x, heads) for x in (q, k, v))
+        xp, given = array_module(q), (q, k, v)
+        q, k, v = (split_heads(x, heads) for x in given)
         n, _, t, d = q.shape
         s = k.shape[2]
         self.scale = 1 / math.sqrt(d)
@@ -56,9 +58,18 @@ class Attention(Function):
         seen = None if recorder is None else xp.zeros((n, heads, t, s), q.dtype)
         kept, queries = [], transposed(q, self.scale)
         for at, to in self.blocks:
-            p = self.scores(queries, k, at, to)  # (N, heads, S, T)
+            with np.errstate(over="ignore", invalid="ignore"):  # it is looked for
+                p = self.scores(queries, k, at, to)  # (N, heads, S, T)
+                highest = p.max(2, keepdims=True)
+                # A query that may look nowhere has minus infinity, too, but not without its mask.
+                beyond = overflowed(highest, q, k)
+                beyond = beyond and overflowed(products(k[to], columns(queries, at)))
+            if beyond:
+                options = {"heads": heads, "mask": mask, "causal": causal, "recorder": recorder}
+                return in_double(self, *given, **options)
             whole = at[2] == slice(0, t)
-            log_sum = softmax_over_keys(p, masked=causal or mask is not None, with_sum=not whole)
+            masked = causal or mask is not None
+            log_sum = softmax_over_keys(p, highest, masked, with_sum=not whole)
             xp.matmul(p.swapaxes(2, 3), v[to], out=y[at])
             if True in self.needs:
                 kept.append(p if whole else log_sum)
@@ -75,7 +86,8 @@ class Attention(Function):
         n, heads, t, d = q.shape
         gy = split_heads(gy, heads)
         # The first causal queries write the gradients of some keys only; later ones add to others.
-        empty = xp.zeros if self.causal else xp.empty
+        # Where there are no queries at all, nobody writes any.
+        empty = xp.zeros if self.causal or not t else xp.empty
         gq, gk, gv = (
             split_heads(empty((n, x.shape[2], heads * d), gy.dtype), heads) if needed else None
             for x, needed in zip((q, k, v), self.needs)
@@ -112,19 +124,20 @@ class Attention(Function):
         return scores
 
 
-def blocks(n: int, heads: int, t: int, s: int, causal: bool, rows: int) -> list[tuple]:
+@lru_cache(maxsize=64)
+def blocks(n: int, heads: int, t: int, s: int, causal: bool, rows: int) -> tuple[tuple, ...]:
     """Cut n images of t queries a head into blocks of about `rows` queries.
 
     A block is as many whole images as fit, else whole heads of one image, else a part of a head.
     It is a pair of indices: (images, heads, queries) into queries, (images, heads, keys) into keys.
     Causal queries need no keys that come after the last of them.
     """
-    return [
+    return tuple(
         ((i, h, j), (i, h, slice(0, min(j.stop, s) if causal else s)))
-        for i in cut(n, rows // (heads * t))
-        for h in cut(heads, rows // t)
+        for i in cut(n, rows // max(1, heads * t))
+        for h in cut(heads, rows // max(1, t))
         for j in cut(t, rows)
-    ]
+    )
 
 
 def cut(n: int, most: int) -> list[slice]:
@@ -159,15 +172,14 @@ def products(a, b):
     return np.matmul(a, b, out=y)
 
 
-def softmax_over_keys(scores, masked: bool, with_sum: bool):
-    """Turn scores (N, heads, S, T) into weights, in place. Returns log-sum-exp (N, heads, 1, T), if
-    it is asked for.
+def softmax_over_keys(scores, highest, masked: bool, with_sum: bool):
+    """Turn scores (N, heads, S, T), whose `highest` (N, heads, 1, T) are known, into weights, in
+    place. Returns log-sum-exp (N, heads, 1, T), if it is asked for.
 
     Where scores are `masked`, a query may look nowhere: all of its scores are minus infinity, and
     it gets weights of zero.
     """
     xp = array_module(scores)
-    highest = scores.max(2, keepdims=True)
     if masked:
         highest = xp.maximum(highest, xp.finfo(scores.dtype).min)  # -inf - -inf would be nan
     scores -= highest
@@ -196,13 +208,19 @@ def attention(q, k, v, *, heads: int = 1, mask=None, causal: bool = False, recor
         causal: query t may look at keys 0..t only (together with `mask`, if both are given)
         recorder: called with the weights (N, heads, T, S)
 
-    A query that may look nowhere returns zero. Raises ValueError where shapes do not fit.
+    A query that may look nowhere returns zero. Raises ValueError where shapes do not fit, and where
+    there are no keys or no width. Where scores are beyond the type's range, float32 is computed in
+    double (a recorder gets float64), and ValueError is raised for float64; a GPU is not asked, and
+    gives NaN.
     """
-    if q.shape[-1] % heads:
-        raise ValueError(f"attention: {heads} heads do not divide the width {q.shape[-1]}")
-    if k.shape != v.shape or k.shape[0] != q.shape[0] or k.shape[-1] != q.shape[-1]:
+    q_shape, k_shape = q.shape, k.shape
+    if len(q_shape) != 3 or k_shape != v.shape or (k_shape[0], *k_shape[2:]) != q_shape[::2]:
         raise ValueError(
-            f"attention: q {q.shape}, k {k.shape}, v {v.shape} must be (N, T, D), (N, S, D) and "
+            f"attention: q {q_shape}, k {k_shape}, v {v.shape} must be (N, T, D), (N, S, D) and "
             "(N, S, D)"
         )
+    if heads < 1 or q_shape[2] % heads:
+        raise ValueError(f"attention: {heads} heads do not divide the width {q_shape[2]}")
+    if not k_shape[1] or not q_shape[2]:
+        raise ValueError(f"attention: keys {k_shape} must have neither S nor D of 0")
     return Attention.apply(q, k, v, heads=heads, mask=mask, causal=causal, recorder=recorder)

@@ -106,13 +106,18 @@ def conv2d(x, w, b=None, *, stride: int = 1, padding: int | tuple[int, int, int,
         padding: zeros around, one number or (top, bottom, left, right)
 
     Returns (N, (H + top + bottom - KH) // stride + 1, ..., Cout).
-    Raises ValueError where channels do not match or the kernel is larger than the padded image.
+    Raises ValueError where channels do not match, the kernel has no element or is larger than the
+    padded image, or stride or padding cannot be.
     """
     if isinstance(padding, int):
         padding = (padding,) * 4
     if x.ndim != 4 or x.shape[3] != w.shape[2]:
         wanted = f"(N, H, W, {w.shape[2]})"
         raise ValueError(f"conv2d: x {x.shape} must be {wanted} for a weight {w.shape}")
+    if not w.size:
+        raise ValueError(f"conv2d: a weight {w.shape} has no element")
+    if stride < 1 or min(padding) < 0:
+        raise ValueError(f"conv2d: stride {stride} must be >= 1, padding {padding} >= 0")
     height, width = x.shape[1] + sum(padding[:2]), x.shape[2] + sum(padding[2:])
     if height < w.shape[0] or width < w.shape[1]:
         raise ValueError(

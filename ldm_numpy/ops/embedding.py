@@ -70,5 +70,10 @@ def fourier_features(x, exponents):
 
     A network that reads numbers as they are cannot tell apart two that differ by a thousandth; for
     a likelihood it must. Kingma et al. 2021, "Variational diffusion models", appendix C.
+
+    The digits that x does not have its waves cannot have either: in float32 they are noise from
+    2^n |x| = 10^7 on. ValueError where 2^n pi itself is beyond the type's range.
     """
+    if len(exponents) and max(exponents) + 2 > np.finfo(x.dtype).maxexp:
+        raise ValueError(f"fourier_features: 2^{max(exponents)} pi is too large for {x.dtype}")
     return FourierFeatures.apply(x, exponents=tuple(exponents))

@@ -37,7 +37,12 @@ class Linear(Function):
 
 
 def linear(x, w, b=None):
-    """x w + b over the last axis: x (..., Din), w (Din, Dout), b (Dout,) -> (..., Dout)."""
-    if x.shape[-1] != w.shape[0]:
+    """x w + b over the last axis: x (..., Din), w (Din, Dout), b (Dout,) -> (..., Dout).
+
+    ValueError where Din does not match, or Din or Dout is 0.
+    """
+    if w.ndim != 2 or not w.size:
+        raise ValueError(f"linear: a weight {w.shape} must be (Din, Dout), neither of them 0")
+    if not x.ndim or x.shape[-1] != w.shape[0]:
         raise ValueError(f"linear: x {x.shape} must be (..., {w.shape[0]}) for a weight {w.shape}")
     return Linear.apply(x, w, b)

@@ -1,4 +1,8 @@
-"""Losses: each returns one number, a mean over the batch."""
+"""Losses: each returns one number, a mean over the batch. No batch at all is a ValueError.
+
+A loss beyond the range of its type, as the square of 1e30 in float32, is infinite, and NumPy warns;
+gradients within the range are right nevertheless.
+"""
 
 import numpy as np
 
@@ -89,6 +93,8 @@ def mse_loss(x, target, weight=None):
     """Mean of weight (x - target)^2. `target` has x's shape, `weight` broadcasts; both arrays."""
     if x.shape != target.shape:
         raise ValueError(f"mse_loss: x {x.shape} and target {target.shape} differ in shape")
+    if not x.size:
+        raise ValueError(f"mse_loss: {x.shape} has no element to take a mean of")
     return MSELoss.apply(x, target=target, weight=weight)
 
 
@@ -98,6 +104,8 @@ def softmax_cross_entropy(logits, target):
     Ids are best on the host, where they are checked. ValueError for shapes or ids that do not fit.
     """
     x = raw(logits)
+    if x.ndim != 2 or not x.size:
+        raise ValueError(f"softmax_cross_entropy: logits {x.shape} must be (N, K), N and K not 0")
     if target.ndim == 1:
         if target.dtype.kind not in "iu":
             raise ValueError(f"softmax_cross_entropy: ids must be integers, not {target.dtype}")
@@ -120,15 +128,30 @@ def contrastive_loss(image_features, text_features, log_scale, positives):
             rows have the same text. (Between rows of equal vectors it makes no difference, to loss
             or gradients; where those differ, by dropout say, the diagonal alone punishes right
             answers.)
+
+    Raises ValueError for shapes that do not fit, for a row or column without a positive, and (on
+    the host) for a log_scale whose exponential is beyond the type's range.
     """
     n = len(image_features)
+    if image_features.ndim != 2 or image_features.shape != text_features.shape or not n:
+        shapes = f"{image_features.shape} and {text_features.shape}"
+        raise ValueError(f"contrastive_loss: features {shapes} must both be (N, P), N not 0")
     if positives.shape != (n, n):
         raise ValueError(f"contrastive_loss: positives {positives.shape} must be {(n, n)}")
     if isinstance(positives, np.ndarray) and not (positives.any(0) & positives.any(1)).all():
         raise ValueError("contrastive_loss: every image and every text needs a positive")
+    scale = raw(log_scale)
+    if isinstance(scale, np.ndarray) and (scale > np.log(np.finfo(scale.dtype).max)).any():
+        raise ValueError(f"contrastive_loss: e^{scale.max():g} is too large for {scale.dtype}")
     return ContrastiveLoss.apply(image_features, text_features, log_scale, positives=positives)
 
 
 def gaussian_kl(mean, logvar):
-    """KL divergence of N(mean, exp(logvar)) from N(0, 1): summed over dimensions, mean over N."""
+    """KL divergence of N(mean, exp(logvar)) from N(0, 1): summed over dimensions, mean over N.
+
+    mean and logvar: (N, ...), ValueError where shapes differ or N is 0.
+    """
+    if mean.shape != logvar.shape or not mean.ndim or not len(mean):
+        shapes = f"{mean.shape} and {logvar.shape}"
+        raise ValueError(f"gaussian_kl: {shapes} must both be (N, ...), N not 0")
     return GaussianKL.apply(mean, logvar)

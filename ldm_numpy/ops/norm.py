@@ -6,6 +6,7 @@ from functools import lru_cache
 from ..backend import array_module
 from ..function import Function
 from .activation import sigmoid_gate, twice_silu_slope
+from .double import in_double, overflowed
 from .linear import column_sum, ones
 
 
@@ -30,13 +31,16 @@ class GroupNorm(Function):
 
     def forward(self, x, gamma, beta, *, groups: int, eps: float, silu: bool):
         xp = array_module(x)
-        rows = x.reshape(len(x), -1, x.shape[-1])  # (N, M, C)
+        rows = x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])  # (N, M, C)
         _, pixels, channels = rows.shape
         self.to_groups, self.to_channels = group_matrices(xp, channels, groups, pixels, x.dtype)
         self.half = 0.5 if silu else 1.0
         centred = rows - self.group_means(ones(xp, pixels, x.dtype) @ rows)
         # Two passes: the variance of the centred values never cancels to something negative.
-        variance = self.group_means(xp.einsum("nmc,nmc->nc", centred, centred))  # (N, 1, C)
+        squares = xp.einsum("nmc,nmc->nc", centred, centred)
+        if overflowed(squares, x):
+            return in_double(self, x, gamma, beta, groups=groups, eps=eps, silu=silu)
+        variance = self.group_means(squares)  # (N, 1, C)
         variance += eps
         std = xp.sqrt(variance)
         scale = (gamma * self.half) / std
@@ -52,8 +56,7 @@ class GroupNorm(Function):
 
     def group_means(self, sums):
         """Sums over space (..., C) -> means over group and space, at each channel (..., 1, C)."""
-        means = sums @ self.to_groups @ self.to_channels
-        return means.reshape(*sums.shape[:-1], 1, sums.shape[-1])
+        return (sums @ self.to_groups @ self.to_channels)[..., None, :]
 
     def backward(self, gy):
         centred, variance, std, scale, slope = self.saved
@@ -88,6 +91,12 @@ def group_matrices(xp, channels: int, groups: int, pixels: int, dtype):
     return members * (groups / (max(1, pixels) * channels)), members.T.copy()
 
 
+@lru_cache(maxsize=32)
+def averages(xp, width: int, dtype):
+    """A column to multiply a row with for its mean; kept, as `ones` are."""
+    return xp.full((width, 1), 1 / width, dtype)
+
+
 class LayerNorm(Function):
     """Normalise over the last axis: y = gamma x^ + beta, x^ = (x - m) / sqrt(v + eps).
 
@@ -97,11 +106,12 @@ class LayerNorm(Function):
 
     def forward(self, x, gamma, beta, *, eps: float):
         xp = array_module(x)
-        rows = x.reshape(-1, x.shape[-1])  # (M, D)
-        width = rows.shape[1]
-        average = xp.full((width, 1), 1 / width, x.dtype)
-        normed = rows - rows @ average
+        width = x.shape[-1]
+        rows = x.reshape(-1, width)  # (M, D)
+        normed = rows - rows @ averages(xp, width, x.dtype)
         rstd = xp.einsum("md,md->m", normed, normed)[:, None]  # (M, 1), so far D times v
+        if overflowed(rstd, x):
+            return in_double(self, x, gamma, beta, eps=eps)
         rstd += width * eps
         xp.sqrt(rstd, out=rstd)
         xp.divide(math.sqrt(width), rstd, out=rstd)
@@ -132,12 +142,27 @@ def group_norm(x, gamma, beta, *, groups: int, eps: float = 1e-5, silu: bool = F
     """GroupNorm over x (N, ..., C) with `groups` groups of channels, then SiLU when `silu`.
 
     gamma, beta: (C,). Raises ValueError unless `groups` divides C.
+
+    The mean is known to a rounding of the largest |x|: what lies closer together than that, as a
+    constant 1e4 in float32, comes out as noise of up to that rounding / sqrt(eps). Where squares
+    are beyond the type's range, float32 is computed in double, and ValueError is raised for
+    float64; a GPU is not asked, and gives NaN.
     """
-    if x.shape[-1] % groups:
-        raise ValueError(f"group_norm: {groups} groups do not divide {x.shape[-1]} channels")
+    shape = x.shape
+    if len(shape) < 2 or groups < 1 or not shape[-1]:
+        raise ValueError(f"group_norm: x {shape} must be (N, ..., C), {groups} groups 1 or more")
+    if shape[-1] % groups:
+        raise ValueError(f"group_norm: {groups} groups do not divide {shape[-1]} channels")
     return GroupNorm.apply(x, gamma, beta, groups=groups, eps=eps, silu=silu)
 
 
 def layer_norm(x, gamma, beta, *, eps: float = 1e-5):
-    """LayerNorm over the last axis of x (..., D); gamma, beta: (D,)."""
+    """LayerNorm over the last axis of x (..., D); gamma, beta: (D,). ValueError without any D.
+
+    Of numbers that are very large, or very close together, the same holds as of group_norm, but
+    that a GPU gives beta for squares beyond the type's range.
+    """
+    shape = x.shape
+    if not shape or not shape[-1]:
+        raise ValueError(f"layer_norm: the last axis of {shape} has no element")
     return LayerNorm.apply(x, gamma, beta, eps=eps)

@@ -47,9 +47,10 @@ def to_depth(x, block: int):
 
 def to_space(x, block: int):
     """(N, H, W, b*b*C) -> (N, H*b, W*b, C): the inverse of to_depth. Arrays."""
-    n, h, w = x.shape[:3]
-    y = x.reshape(n, h, w, block, block, -1).transpose(0, 1, 3, 2, 4, 5)  # (N, H, b, W, b, C)
-    return y.reshape(n, h * block, w * block, -1)
+    n, h, w, depth = x.shape
+    c = depth // block**2
+    y = x.reshape(n, h, w, block, block, c).transpose(0, 1, 3, 2, 4, 5)  # (N, H, b, W, b, C)
+    return y.reshape(n, h * block, w * block, c)
 
 
 class SpaceToDepth(Function):
@@ -75,7 +76,8 @@ class DepthToSpace(Function):
 
 
 def upsample_nearest(x, factor: int = 2):
-    """(N, H, W, C) -> (N, factor H, factor W, C) by repeating pixels."""
+    """(N, H, W, C) -> (N, factor H, factor W, C) by repeating pixels. ValueError if factor < 1."""
+    _check_positive("upsample_nearest", factor)
     return UpsampleNearest.apply(x, factor=factor)
 
 
@@ -93,11 +95,18 @@ def space_to_depth(x, block: int):
 
 def depth_to_space(x, block: int):
     """(N, H, W, b*b*C) -> (N, H*b, W*b, C). ValueError unless b*b divides the channels."""
+    _check_positive("depth_to_space", block)
     if x.shape[3] % block**2:
         raise ValueError(f"depth_to_space: {block**2} does not divide {x.shape[3]} channels")
     return DepthToSpace.apply(x, block=block)
 
 
+def _check_positive(name: str, size: int) -> None:
+    if size < 1:
+        raise ValueError(f"{name}: {size} must be 1 or more")
+
+
 def _check_divides(name: str, shape, size: int) -> None:
+    _check_positive(name, size)
     if shape[1] % size or shape[2] % size:
         raise ValueError(f"{name}: {size} does not divide the image {shape[1]}x{shape[2]}")
