@@ -230,7 +230,10 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
     return lines
 
 
-def _write(image: Image.Image, path: str | Path, **options) -> None:
+def _write(image: Image.Image, path: str | Path | io.BytesIO, **options) -> None:
     content = io.BytesIO()
     image.save(content, **options)
-    write_atomically(path, content.getvalue())
+    if isinstance(path, io.BytesIO):
+        path.write(content.getvalue())
+    else:
+        write_atomically(path, content.getvalue())

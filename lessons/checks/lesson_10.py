@@ -48,14 +48,14 @@ def res_block(x, time, w, groups, eps):
     return module(Tensor(x), Tensor(time)).data
 
 
-def assembled(x, time, w, groups, eps, joins="between", silu=True, shortcut="x"):
+def assembled(x, time, w, groups, eps, joins="between", silu=True, shortcut="x", waves=np.asarray):
     """A block with one thing elsewhere than it should be."""
 
     def layer(name):
         return w[f"{name}.weight"], w[f"{name}.bias"]
 
     norm = partial(ops.group_norm, groups=groups, eps=eps, silu=silu)
-    shift = ops.linear(time, *layer("time_emb_proj"))[:, None, None]
+    shift = ops.linear(waves(time), *layer("time_emb_proj"))[:, None, None]
     normed = norm(x, *layer("norm1"))
     h = ops.conv2d(normed, *layer("conv1"), padding=1)
     h = h + (shift if joins == "between" else 0)
@@ -154,6 +154,8 @@ EXERCISES = [
             "the level joins between the convolutions, not at the end":
                 partial(assembled, joins="at the end"),
             "the level is missing": partial(assembled, joins="nowhere"),
+            "time has been through a SiLU already: twice is once too often":
+                partial(assembled, waves=ops.silu),
             "a SiLU follows each norm": partial(assembled, silu=False),
             "the shortcut takes x as it came, not silu(norm1(x))":
                 partial(assembled, shortcut="normed"),

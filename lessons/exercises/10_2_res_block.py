@@ -11,7 +11,7 @@ from ldm_numpy import ops
 
 
 def res_block(x, time, w, groups, eps):
-    """x (N, H, W, Cin); time (N, T), the level, embedded; returns y (N, H, W, Cout).
+    """x (N, H, W, Cin); time (N, T), the embedded level, its SiLU done; returns y (N, H, W, Cout).
 
     w is a dictionary of arrays: "norm1.weight", "norm1.bias", "conv1.weight", "conv1.bias",
     "time_emb_proj.weight", ..., "norm2.weight", ..., "conv2.weight", ..., "conv_shortcut.weight",
