@@ -198,3 +198,21 @@ def test_any_argument(command, data):
     arguments = data.draw(uses(command))
     with at_hand():
         check(arguments)
+
+
+# A name too long for a file, one with a NUL, one that is no UTF-8, an empty one.
+UNUSABLE = ["x" * 300, "x" * 300 + "/y.png", "\x00.png", "a\x00/b.png", "\ud800.png", ""]
+FILES = {"--out", "--model", "--data", "--image", "--mask-image", "--trajectory", "--attention"}
+
+
+@pytest.mark.parametrize("command", USES)
+def test_a_file_that_cannot_be(command):
+    first, options, last = USES[command]
+    words = ["3"] if command in ("sample", "edit", "interpolate") else []
+    words += ["run"] if command == "export" else []
+    for option in sorted(FILES & set(options)):
+        for name in UNUSABLE:
+            with at_hand():
+                code = check([command, *first, f"{option}={name}", *last, *words])
+            # An empty --out of a folder is the one we are in.
+            assert code == 2 or name == ""

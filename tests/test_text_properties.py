@@ -19,7 +19,8 @@ from .hypothesis_profile import fewer
 ODD = "AaΣσςİıßẞſKÅJ\u030c\u0301\u0323'’\u00a0\u2028\x1c\x85\u200d\ufeff1½Ⅷ٣七🎨\ud83c\udfa8\udcff"
 every_str = st.text(st.characters(), max_size=30) | st.text(ODD, max_size=30)
 encodable = st.text(max_size=30) | st.text([c for c in ODD if not 0xD800 <= ord(c) < 0xE000])
-few_letters = st.text("ab é\u0301七'", max_size=12)  # so that pairs come again and are merged
+# Few letters, so that pairs come again, in one word too, and are merged.
+few_letters = st.text("ab", max_size=12) | st.text("ab é\u0301七'", max_size=12)
 
 
 @st.composite
