@@ -9,7 +9,10 @@ export PROMPT
 STRICT := $(patsubst %,tests/test_%.py,attention denoiser float32 function gradcheck gradients \
     guidance likelihood nn objectives ops optim oracle parallel primitives)
 
-.PHONY: train-mnist sample evaluate bench experiments lessons test test-slow test-gpu lint clean
+MORE := $(patsubst %,tests/test_%.py,attention_maps editing_oracle extremes layer_properties \
+    layer_references models noisy process properties references samplers schedules scipy training)
+
+.PHONY: train-mnist sample evaluate bench experiments lessons test test-slow test-strict test-gpu lint clean
 
 train-mnist: .venv/ready .venv/gpu
 	$(BIN)/python -m ldm_numpy train all --out "$(RUN)" --seed 0 --resume
@@ -49,6 +52,10 @@ test: .venv/dev lint
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "not slow" --backend strict $(MORE)
+
+# All of it on the stand-in: half an hour.
+test-strict: .venv/dev
 	$(BIN)/python -m pytest -m "not slow" --backend strict
 
 # The same tests, with the library's arrays on an NVIDIA GPU.

@@ -103,10 +103,13 @@ class Tokenizer:
         meaning = {symbol: bytes([byte]) for byte, symbol in _SYMBOLS.items()}
         meaning |= {s + END_OF_WORD: content + b" " for s, content in meaning.items()}
         for first, second in self.merges:
+            problem = ""
             if first not in meaning or second not in meaning or first.endswith(END_OF_WORD):
-                raise ValueError(f"merge {first!r} {second!r} joins what are not tokens before it")
-            if first + second in meaning:
-                raise ValueError(f"merge {first!r} {second!r} makes a token that exists already")
+                problem = "joins what are not tokens before it"
+            elif first + second in meaning:
+                problem = "makes a token that exists already"
+            if problem:
+                raise ValueError(f"merge {reprlib.repr(first)} {reprlib.repr(second)} {problem}")
             meaning[first + second] = meaning[first] + meaning[second]
         self._meaning = [*meaning.values(), b"", b""]
         self._ids = {token: i for i, token in enumerate([*meaning, START, END])}
@@ -219,7 +222,7 @@ class Tokenizer:
         try:
             tokenizer = cls(merges, context_length)
         except ValueError as error:
-            raise ValueError(f"{path}: {one_line(error)}") from None
+            raise ValueError(f"{path}: {error}") from None
         check_intact(path, content)
         return tokenizer
 
@@ -242,7 +245,7 @@ class Tokenizer:
         try:
             tokenizer = cls(merges, context_length)
         except ValueError as error:
-            raise ValueError(f"{merges_txt}: {one_line(error)}") from None
+            raise ValueError(f"{merges_txt}: {error}") from None
         if read_json(vocab_json, "the vocabulary") != tokenizer._ids:
             raise ValueError(
                 f"{vocab_json} is not the vocabulary that {merges_txt} implies "

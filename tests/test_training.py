@@ -641,6 +641,7 @@ def test_a_run_ends_with_a_model_folder(text_encoder, tmp_path, monkeypatch):
     assert before == {path.name: path.read_bytes() for path in whole.folder.glob("*.safetensors")}
 
 
+@pytest.mark.host
 def test_a_run_that_was_killed_goes_on(whole, tmp_path, monkeypatch):
     """`--resume` skips the finished stages and ends like a run never killed."""
     # Drawing takes long.
@@ -709,6 +710,7 @@ def test_the_logged_loss_of_zero_is_one_where_it_is_logged(objective, weighting)
         assert float(values[0]) == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.host
 def test_each_row_of_a_shard_has_its_own_caption(monkeypatch):
     """What D is given beside row i of the batch are the token states of caption i."""
     stage = tiny.stage("unet-frozen")
