@@ -12,7 +12,7 @@ STRICT := $(patsubst %,tests/test_%.py,attention denoiser float32 function gradc
 MORE := $(patsubst %,tests/test_%.py,attention_maps editing_oracle extremes layer_properties \
     layer_references models noisy process properties references samplers schedules scipy training)
 
-.PHONY: train-mnist sample evaluate bench experiments lessons test test-slow test-strict test-gpu lint clean
+.PHONY: train-mnist sample evaluate bench experiments lessons test test-slow test-planted test-strict test-gpu lint clean
 
 train-mnist: .venv/ready .venv/gpu
 	$(BIN)/python -m ldm_numpy train all --out "$(RUN)" --seed 0 --resume
@@ -53,6 +53,10 @@ test: .venv/dev lint
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m pytest -m "not slow" --backend strict $(MORE)
+
+# One wrong line at a time, by rules: each should turn a test red. PLANTED="--only ops/linear".
+test-planted: .venv/dev
+	$(BIN)/python -m tests.planted $(PLANTED)
 
 # All of it on the stand-in: half an hour.
 test-strict: .venv/dev

@@ -1,0 +1,1 @@
+"""One-line mutations of the library, each of which must turn at least one test red."""
