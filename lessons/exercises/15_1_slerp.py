@@ -12,5 +12,5 @@ import numpy as np
 
 def slerp(a, b, t):
     """a, b arrays of one shape, t in 0 ... 1; returns an array of that shape."""
-    # About 3 lines: np.arccos gives theta. (No care for a parallel to b.)
+    # About 3 lines: (a * b).sum() is a . b, np.arccos gives theta. (No care for a parallel to b.)
     raise NotImplementedError

@@ -2,7 +2,7 @@
 
     1. where it is known, x becomes the clean latent, noised to the level of x, sigma
     2. Euler's step down:  x' = x + (low - sigma) (x - D(x, sigma)) / sigma
-    3. up again: noise is added to x' until its level is sigma; variances add
+    3. up again: x'' is x' with noise added until its level is sigma; variances, not deviations, add
 """
 
 import numpy as np

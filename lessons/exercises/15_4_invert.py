@@ -6,7 +6,7 @@ the next level sigma' > sigma:
     x' = x + (sigma' - sigma) (x - D(x, sigma)) / sigma
 
 The levels come as a sampler has them: falling, with a 0 at the end, where there is no slope to
-follow. So the way begins at the least level above 0.
+follow. So the way begins at the least level above 0, and x is taken to be there: no noise is added.
 """
 
 
@@ -15,5 +15,5 @@ def invert(D, x, sigmas):
 
     Returns x at the level sigmas[0], (N, d).
     """
-    # About 4 lines: turn the list around first.
+    # About 4 lines: turn the list around without the 0, then step from each level to the next.
     raise NotImplementedError
