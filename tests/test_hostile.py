@@ -24,6 +24,7 @@ from ldm_numpy.data import mnist
 from .hostile import (
     DEEP,
     EXA,
+    MEMORY,
     TERABYTE,
     array,
     bounded,
@@ -61,6 +62,11 @@ def entry(text: str) -> bytes:
     return plain_save({}, {"ldm_numpy": text})
 
 
+def array_of_holes(size: int):
+    head = safetensors(ours(x=array([size], 0, size, "U8")))
+    return holes(head, len(head) + size)
+
+
 LIES = ["is truncated or no safetensors file"]
 CHECKPOINTS = {
     "header of 2^60 bytes": (safetensors({}, length=EXA), [*LIES, f"{EXA:,}", "4,194,304"]),
@@ -87,11 +93,9 @@ CHECKPOINTS = {
         safetensors(ours(x=array([2], 0, 4, "BF16")), bytes(4)), ["NumPy has not", "bfloat16"]),
     "array of float8": (
         safetensors(ours(x=array([4], 0, 4, "F8_E4M3")), bytes(4)), ["NumPy has not", "float8"]),
-    "a terabyte of holes": (
-        lambda path: holes(head := safetensors(ours(x=array([TERABYTE], 0, TERABYTE, "U8"))),
-                           len(head) + TERABYTE)(path),
-        ["does not fit into memory"],
-    ),
+    "a terabyte of holes": (array_of_holes(TERABYTE), ["does not fit into memory"]),
+    "holes that could be mapped, but not read": (
+        array_of_holes(MEMORY * 3 // 4), ["does not fit into memory: Unable to allocate"]),
     "metadata nested deeply": (signed(DEEP), ["metadata", "nested too deeply"]),
     "metadata a number": (signed("3"), ["metadata", "no object"]),
     "metadata a name twice": (signed('{"step": 1, "step": 2}'), ["'step' stands twice"]),
