@@ -198,9 +198,11 @@ def _read_entry(path: str | Path, entry: str) -> tuple[object, str, str]:
     try:
         fields = parse_json(entry)
         version, checksum, text = fields["version"], fields["sha256"], fields["metadata"]
+        if not isinstance(text, str):
+            raise TypeError("they are no text")
         text.encode()
         return version, checksum, text
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} was altered: its metadata are incomplete ({error})") from None
 
 

@@ -40,7 +40,9 @@ LARGEST = {
     "padded_size": 512,
     "latent_size": 128,
     "num_inference_steps": 1000,
+    "fourier_exponents": 16,
 }
+MAY_BE_ZERO = {"layers_per_block", "eos_token_id", "fourier_exponents"}
 LARGEST_OF_OTHERS = 100_000  # channels, tokens of a vocabulary
 MOST_LEVELS = 8
 
@@ -231,18 +233,21 @@ def _clip_options(section: object) -> tuple[CLIPTextConfig, CLIPVisionConfig, in
     return *options, section["projection_dim"]
 
 
-def _check_option(name: str, kind: type, value: object) -> None:
+def _check_option(name: str, kind: type, value: object, each: str = "") -> None:
     """ValueError unless an option's value is of the kind that its field asks for."""
     if items := get_args(kind):
         if not isinstance(value, list) or len(value) > MOST_LEVELS:
             shown = reprlib.repr(value)
             raise ValueError(f"{name} must be a list of at most {MOST_LEVELS}, not {shown}")
         for item in value:
-            _check_option(f"each of {name}", items[0], item)
+            _check_option(name, items[0], item, "each of ")
         return
-    largest = LARGEST.get(name, LARGEST_OF_OTHERS)
+    least, largest = int(name not in MAY_BE_ZERO), LARGEST.get(name, LARGEST_OF_OTHERS)
     wanted, fits = {
-        int: (f"a whole number 0 ... {largest}", type(value) is int and 0 <= value <= largest),
+        int: (
+            f"a whole number {least} ... {largest}",
+            type(value) is int and least <= value <= largest,
+        ),
         float: (
             "0 or a number of a size of 1e-9 ... 1e9",
             type(value) in (int, float) and (value == 0 or 1e-9 <= abs(value) <= 1e9),
@@ -251,4 +256,4 @@ def _check_option(name: str, kind: type, value: object) -> None:
         str: ("a text", type(value) is str),
     }[kind]
     if not fits:
-        raise ValueError(f"{name} must be {wanted}, not {reprlib.repr(value)}")
+        raise ValueError(f"{each}{name} must be {wanted}, not {reprlib.repr(value)}")

@@ -273,3 +273,10 @@ def test_many_flips(tmp_path, shipped, capsys):
             print(f"\n{name:35} {counts}", end="")
         print(f"\n{detected + harmless} bits flipped, {detected} detected, {harmless} harmless")
     assert detected + harmless >= 500
+
+
+def test_shipped_files_carry_their_checksums():
+    sealed = [name for name in SHIPPED if name.endswith(".json")]
+    assert len(sealed) >= 2
+    for name in sealed:
+        assert "sha256" in json.loads((model_folder.SHIPPED / name).read_text())

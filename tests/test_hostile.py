@@ -99,7 +99,7 @@ CHECKPOINTS = {
     "metadata nested deeply": (signed(DEEP), ["metadata", "nested too deeply"]),
     "metadata a number": (signed("3"), ["metadata", "no object"]),
     "metadata a name twice": (signed('{"step": 1, "step": 2}'), ["'step' stands twice"]),
-    "metadata no text": (safetensors(ours(metadata=3)), ["metadata are incomplete"]),
+    "metadata no text": (safetensors(ours(metadata=3)), ["incomplete (they are no text)"]),
     "metadata a lone surrogate": (safetensors(ours(metadata="\ud800")), ["are incomplete"]),
     "metadata a number of 5,000 digits": (signed(f'{{"step": {"1" * 5000}}}'), ["4300 digits"]),
     "entry nested deeply": (entry(DEEP), ["metadata are incomplete", "nested too deeply"]),
