@@ -1,16 +1,11 @@
 """Checkpoints: named arrays and a little metadata in one safetensors file, checked when read.
 
-A file is written beside its final name, forced to disk, then renamed: at every moment the name
-holds the old checkpoint or the new one, whole. The old one may be kept under a second name. A
-SHA-256 over names, shapes, bytes and metadata tells an altered file. Nothing is ever pickled, so
+A SHA-256 over names, shapes, bytes and metadata tells an altered file. Nothing is ever pickled, so
 reading a file cannot run code.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from .backend import to_host
-from .text import one_line, parse_json
+from .files import one_line, parse_json, write_atomically
 
 VERSION = 1
 MAX_HEADER = 4 << 20  # bytes; a training of Stable Diffusion's U-Net, 1,400 arrays, needs 200,000
@@ -112,85 +107,6 @@ def half_precision(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             array = array.astype(np.float16)
         halves[name] = array
     return halves
-
-
-def previous(path: str | Path) -> Path:
-    """Where the file before the one at `path` is kept: unet.previous.safetensors."""
-    path = Path(path)
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
-
-
-def write_atomically(path: str | Path, content: bytes, keep: bool = False) -> None:
-    """Replace the file at `path` by `content`, or leave it untouched (ValueError) if that fails.
-
-    With `keep`, the file that is replaced becomes `previous(path)`.
-    """
-    path = Path(path)
-    temporary = _temporary(path)
-    try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if keep and path.exists():
-                _keep(path)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)  # there only if something failed
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}") from None
-    with contextlib.suppress(OSError):  # the new name reaches the disk too, where folders can sync
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def sweep(folder: str | Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote into `folder`."""
-    if os.name != "posix":  # elsewhere nothing tells harmlessly whether a process is alive
-        return
-    for path in Path(folder).glob(".*.tmp"):
-        owner = re.fullmatch(r"\..+\.(\d{1,7})\.tmp", path.name)
-        if owner and not _alive(int(owner[1])):
-            path.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    """A name beside `path`, and so on the same disk, that tells whose it is."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _alive(process: int) -> bool:
-    """Whether another process of that number is running. (This one may have a dead one's number:
-    in containers numbers are few.)"""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _keep(path: Path) -> None:
-    """Give the file at `path` its second name; while it does, `path` is never without a file."""
-    older = previous(path)
-    second = _temporary(older)
-    second.unlink(missing_ok=True)
-    try:
-        os.link(path, second)
-    except OSError:  # a file system without hard links
-        os.replace(path, older)
-        return
-    try:
-        os.replace(second, older)
-    finally:
-        second.unlink(missing_ok=True)  # there, too, if `older` was the same file already
 
 
 def _read_entry(path: str | Path, entry: str) -> tuple[object, str, str]:

@@ -4,9 +4,10 @@ any work, and raises ValueError, in one line, for what is wrong."""
 import json
 from pathlib import Path
 
-from . import attention_maps, checkpoint, editing, evaluation, images, model_folder, pipeline
+from . import attention_maps, editing, evaluation, images, model_folder, pipeline
 from .backend import choose_device, cpu_count, cupy_is_installed, gpu_problem, tune_cpu
 from .data import captions
+from .files import write_atomically
 from .nn import Module
 from .training import MODELS, Run, prepare_folder
 from .training.export import export as write_model
@@ -37,17 +38,17 @@ def train(options) -> None:
         raise ValueError(f"--{named} is for a U-Net, not for {options.what}")
     device = announce(options)
     folder = Path(options.out)
+    run = Run(
+        folder,
+        options.data,
+        options.seed,
+        device,
+        options.threads,
+        {} if options.steps is None else {options.what: options.steps},
+        **of_unet,
+    )
     prepare_folder(folder)
     with locked(folder):
-        run = Run(
-            folder,
-            options.data,
-            options.seed,
-            device,
-            options.threads,
-            {} if options.steps is None else {options.what: options.steps},
-            **of_unet,
-        )
         run.fit(options.what, options.resume)
         last = "unet" if options.what == "all" else options.what
         if last not in MODELS:
@@ -150,9 +151,6 @@ def evaluate(options) -> None:
     out = writable(options.out, ".json") if options.out else None
     pictures = writable(options.pictures, ".png") if options.pictures else None
     device = announce(options)
-    if pictures:
-        draw_overview(model_folder.load(options.model, device, options.threads), pictures)
-        print(f"wrote {pictures}")
     metrics = evaluation.evaluate(
         options.model,
         options.data,
@@ -170,6 +168,9 @@ def evaluate(options) -> None:
     if out:
         write_json(out, metrics)
         print(f"wrote {out}")
+    if pictures:
+        draw_overview(model_folder.load(options.model, device, options.threads), pictures)
+        print(f"wrote {pictures}")
 
 
 def export(options) -> None:
@@ -180,7 +181,7 @@ def export(options) -> None:
     write_model(run, out)
     settings = model_folder.read_config(out)["pipeline"]
     if measured and same_settings(json.loads(measured), settings):
-        checkpoint.write_atomically(out / "metrics.json", measured)
+        write_atomically(out / "metrics.json", measured)
     print(f"wrote {out}")
 
 
@@ -249,4 +250,4 @@ def writable(path: str | Path, suffix: str) -> Path:
 
 
 def write_json(path: Path, values: dict) -> None:
-    checkpoint.write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())

@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from .backend import array_module, to_host
-from .checkpoint import write_atomically
-from .text import one_line
+from .files import one_line, write_atomically
 
 PAPER, LABEL = 48, 255  # grey of what lies between the cells, and of the letters
 FONT_SIZE = 12

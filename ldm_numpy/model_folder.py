@@ -18,13 +18,14 @@ import numpy as np
 
 from . import checkpoint
 from .backend import choose_device
+from .files import check_intact, checksum, one_line, read_json, write_atomically
 from .models.autoencoder import AutoencoderConfig, AutoencoderKL, PixelSpace, PixelSpaceConfig
 from .models.classifier import Classifier, ClassifierConfig, NoisyClassifier
 from .models.clip import CLIP, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 from .models.unet import UNet, UNetConfig
 from .nn import Module
 from .pipeline import PipelineConfig, TextToImage
-from .text import MAX_CONTEXT, Tokenizer, check_intact, checksum, one_line, read_json
+from .text import MAX_CONTEXT, Tokenizer
 
 VERSION = 1
 SHIPPED = Path(__file__).parent / "weights"
@@ -183,7 +184,7 @@ def add(
 def write_config(folder: Path, config: dict) -> None:
     """Write `config.json`, with its checksum."""
     text = json.dumps(config | {"sha256": checksum(config)}, indent=2) + "\n"
-    checkpoint.write_atomically(folder / "config.json", text.encode())
+    write_atomically(folder / "config.json", text.encode())
 
 
 def _parse_config(folder: Path) -> dict:

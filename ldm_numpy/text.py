@@ -11,7 +11,6 @@ Sources: Sennrich et al. 2016, "Neural machine translation of rare words with su
 Radford et al. 2019 (GPT-2: bytes); Radford et al. 2021 (CLIP: `</w>`, lower case).
 """
 
-import hashlib
 import json
 import re
 import reprlib
@@ -25,13 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import check_intact, checksum, read_file, read_json, write_atomically
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 FORMAT = "ldm_numpy tokenizer"
 ENTRIES = {"format", "version", "context_length", "merges", "sha256"}  # of a tokenizer's file
 VERSION = 1
 MAX_CONTEXT = 1024  # tokens of a prompt; CLIP has 77. A file that asks for more is refused
-MAX_JSON = 4 << 20  # bytes of a JSON file; CLIP's vocabulary has 860,000
 
 # What follows an apostrophe in English is a piece of its own: it's -> it | 's
 _CONTRACTION = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d", re.IGNORECASE)
@@ -194,10 +194,7 @@ class Tokenizer:
             "merges": self.merges,
         }
         content["sha256"] = checksum(content)
-        try:
-            Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"cannot write {path}: {error.strerror}") from None
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -284,74 +281,3 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 def _is_pair(item: object) -> bool:
     return isinstance(item, list) and len(item) == 2 and all(isinstance(x, str) for x in item)
-
-
-# Files of strangers ------------------------------------------------------------------------
-
-
-def read_json(path: str | Path, what: str) -> object:
-    """What a JSON file says; ValueError where it cannot be read (see `read_file`, `parse_json`)."""
-    content = read_file(path, what)
-    try:
-        return parse_json(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-
-
-def read_file(path: str | Path, what: str) -> bytes:
-    """The bytes of a small file; `what` it is, for the message of ValueError, which is raised for a
-    file that is missing, no regular file (a pipe would be waited for) or larger than MAX_JSON."""
-    try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise ValueError(f"cannot read {what} {path}: it is not a file")
-        with open(path, "rb") as file:
-            content = file.read(MAX_JSON + 1)
-    except OSError as error:
-        raise ValueError(f"cannot read {what} {path}: {error.strerror}") from None
-    if len(content) > MAX_JSON:
-        raise ValueError(f"cannot read {what} {path}: it has more than {MAX_JSON:,} bytes")
-    return content
-
-
-def parse_json(content: str | bytes) -> object:
-    """What JSON says. ValueError, in one line, where it is none, where an object has a name twice
-    (which of the values would count?), or where it is nested deeper than Python can follow."""
-    try:
-        text = content.decode("utf-8") if isinstance(content, bytes) else content
-        return json.loads(text, object_pairs_hook=_object)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(one_line(error)) from None
-
-
-def checksum(content: dict) -> str:
-    """SHA-256 of all that an object of JSON says but for its own entry "sha256".
-
-    It is of the contents, not of the bytes: blanks, line ends and the order of names may change.
-    """
-    rest = {name: value for name, value in content.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def check_intact(path: str | Path, content: dict) -> None:
-    """ValueError unless an object's checksum, where it has one, is right."""
-    if "sha256" in content and content["sha256"] != checksum(content):
-        raise ValueError(
-            f'{path} was altered: its contents do not match their checksum "sha256" (remove that '
-            "entry if you changed the file on purpose)"
-        )
-
-
-def one_line(words: object, limit: int = 300) -> str:
-    """A stranger's words for a message: printable, on one line, cut where they are long."""
-    text = "".join(c if c.isprintable() else " " for c in str(words))
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = Counter(name for name, _ in pairs)
-        raise ValueError(f"{reprlib.repr(names.most_common(1)[0][0])} stands twice in one object")
-    return content

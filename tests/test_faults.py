@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ldm_numpy import checkpoint, images, training
+from ldm_numpy import checkpoint, files, images, training
 from ldm_numpy.processes import can_fork
 from ldm_numpy.training import loop
 from ldm_numpy.training.loop import load_trained, run
@@ -218,7 +218,7 @@ def test_killed_before_every_call_that_changes_a_file(undisturbed, tmp_path, mon
         if args[-2] == 6:
             for name in ("fsync", "link", "replace", "unlink"):
                 monkeypatch.setattr(os, name, counted(getattr(os, name)))
-            monkeypatch.setattr(checkpoint, "open", Halves, raising=False)
+            monkeypatch.setattr(files, "open", Halves, raising=False)
         save(*args)
 
     monkeypatch.setattr(loop, "save_checkpoint", trace)
@@ -317,7 +317,7 @@ def test_a_write_that_fails_half_way_loses_nothing(undisturbed, tmp_path, monkey
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "open", Full, raising=False)
+        patch.setattr(files, "open", Full, raising=False)
         with pytest.raises(ValueError, match=r"^cannot write .*Input/output error$"):
             resume(tmp_path)
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
@@ -350,3 +350,13 @@ def test_a_folder_that_goes_away(tmp_path):
         run(stage, folder, 0, threads=1)
     with pytest.raises(ValueError, match=r"cannot write into the folder .*run: No such file"):
         run(tiny.stage("classifier"), folder, 0, threads=1)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"step": 6}, {"step": 6, "options": 3}, {"step": "6"}])
+def test_what_no_training_wrote_is_refused(metadata, tmp_path):
+    """Its checksum is right; it is of something else."""
+    path = tmp_path / NAME
+    checkpoint.save(path, {}, metadata)
+    for look in (lambda: loop.finished(path), lambda: resume(tmp_path)):
+        with pytest.raises(ValueError, match=f"{NAME} is not the checkpoint of a training$"):
+            look()

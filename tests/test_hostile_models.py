@@ -16,7 +16,8 @@ import pytest
 from ldm_numpy import checkpoint, model_folder
 from ldm_numpy.__main__ import main
 from ldm_numpy.data import mnist
-from ldm_numpy.text import END, MAX_JSON, START, Tokenizer, byte_symbols, checksum
+from ldm_numpy.files import MAX_JSON, checksum
+from ldm_numpy.text import END, START, Tokenizer, byte_symbols
 
 from . import tiny
 from .hostile import DEEP, MEMORY, SECONDS, bounded, drawn, holes, png, put, refuse

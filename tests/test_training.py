@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from ldm_numpy import backend, checkpoint, model_folder, training
+from ldm_numpy import backend, checkpoint, files, model_folder, training
 from ldm_numpy.backend import to_host
 from ldm_numpy.data import captions, mnist
 from ldm_numpy.parallel import Shards
@@ -137,7 +137,7 @@ def test_killed_at_an_awkward_moment(moment, undisturbed, tmp_path, monkeypatch)
         if saves == [3, 6]:
             if moment == "between log and checkpoint":
                 raise Killed
-            patch.setattr(checkpoint.os, "replace", fatal)
+            patch.setattr(files.os, "replace", fatal)
         save(*args)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ldm_numpy.backend import tune_cpu
-from ldm_numpy.checkpoint import write_atomically
+from ldm_numpy.files import write_atomically
 
 from . import page
 from .rows import EXPERIMENTS, Context

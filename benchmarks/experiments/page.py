@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ldm_numpy.checkpoint import write_atomically
+from ldm_numpy.files import write_atomically
 
 from .text import HEAD, WORDS
 

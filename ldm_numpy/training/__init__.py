@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ..backend import blas_threads, tune_cpu
-from ..checkpoint import sweep
 from ..data import mnist
+from ..files import sweep
 from ..models import autoencoder as autoencoder_models
 from ..models import classifier as classifier_models
 from ..models import clip as clip_models

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import checkpoint
+from ..files import previous, sweep
 
 try:
     import fcntl
@@ -49,7 +50,7 @@ def locked(folder: Path) -> Iterator[None]:
     if descriptor is not None:
         _held[place] = threading.get_ident(), descriptor
     try:
-        checkpoint.sweep(folder)
+        sweep(folder)
         yield
     finally:
         if place in _held:  # not in a forked process
@@ -103,17 +104,26 @@ if fcntl:
 
 def existing(path: Path) -> Path | None:
     """The checkpoint at `path` or, where only that is left, the one before it."""
-    return next((p for p in (path, checkpoint.previous(path)) if p.exists()), None)
+    return next((p for p in (path, previous(path)) if p.exists()), None)
+
+
+def of_a_training(path: Path) -> tuple[dict, dict]:
+    """Arrays and metadata of a checkpoint that a training wrote; ValueError for another."""
+    arrays, metadata = checkpoint.load(path)
+    kinds = {"step": int, "step_count": int, "options": dict, "measured": dict}
+    if not all(isinstance(metadata.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError(f"{path} is not the checkpoint of a training")
+    return arrays, metadata
 
 
 def newest(path: Path) -> tuple[dict, dict, Path]:
     """Arrays and metadata of the checkpoint at `path` or, with a UserWarning, of the one before it
     where that is missing or damaged; and which of them it was. ValueError if neither can be used.
     """
-    older = checkpoint.previous(path)
+    older = previous(path)
     if path.exists():
         try:
-            return *checkpoint.load(path), path
+            return *of_a_training(path), path
         except checkpoint.DamagedError as error:
             reason = str(error)
     else:
@@ -121,10 +131,10 @@ def newest(path: Path) -> tuple[dict, dict, Path]:
     if not older.exists():
         raise ValueError(f"{reason}; there is no {older.name}: delete the file to begin again")
     try:
-        arrays, metadata = checkpoint.load(older)
+        arrays, metadata = of_a_training(older)
     except checkpoint.DamagedError as error:
         raise ValueError(f"{reason}; {error}: delete both to begin again") from None
-    step = metadata.get("step")
+    step = metadata["step"]
     warnings.warn(f"{reason}: the training goes on from step {step}, of {older.name}", stacklevel=2)
     return arrays, metadata, older
 
@@ -134,4 +144,4 @@ def reinstate(path: Path) -> None:
     save must not make the damaged one the older, and for a moment the only one."""
     if path.exists():
         os.replace(path, path.with_name(f"{path.stem}.damaged{path.suffix}"))
-    os.replace(checkpoint.previous(path), path)
+    os.replace(previous(path), path)

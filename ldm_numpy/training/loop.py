@@ -19,7 +19,7 @@ from ..optim import EMA, AdamW, Muon, warmup_cosine
 from ..parallel import Shards
 from ..processes import RankShards, Ring, can_fork
 from .dataset import Digits
-from .folder import existing, locked, newest, reinstate
+from .folder import existing, locked, newest, of_a_training, reinstate
 from .log import Log
 from .stop import Stop, Stopped
 
@@ -252,8 +252,6 @@ def restore(stage: Stage, optimizer: AdamW, ema: EMA, path: Path, seed: int) -> 
     """Go back to a checkpoint, or to the one before it where it is damaged; returns its step.
     ValueError, naming it, for another option."""
     arrays, metadata, found = newest(path)
-    if "step" not in metadata:
-        raise ValueError(f"{found} is not the checkpoint of a training")
     asked = json.loads(json.dumps(stage.describe() | {"seed": seed}))  # tuples become lists
     asked, made = flat(asked), flat(metadata["options"])
     different = [
@@ -301,12 +299,10 @@ def finished(path: Path) -> tuple[dict, dict]:
     if not path.is_file():
         raise ValueError(f"{path.parent} has no trained {path.stem} ({path.name}): train it first")
     try:
-        arrays, metadata = checkpoint.load(path)
+        arrays, metadata = of_a_training(path)
     except checkpoint.DamagedError as error:
         raise ValueError(f"{error}; train {path.stem} again, with --resume") from None
-    if "step" not in metadata:
-        raise ValueError(f"{path} is not the checkpoint of a training")
-    step, steps = metadata["step"], metadata["options"]["steps"]
+    step, steps = metadata["step"], metadata["options"].get("steps")
     if step != steps:
         raise ValueError(f"{path} is at step {step} of {steps}: finish it first, with --resume")
     return arrays, metadata

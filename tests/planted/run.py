@@ -46,6 +46,7 @@ LIKELY = {
     "text": "text text_properties references",
     "data/captions": "captions mnist text training",
     "checkpoint": "checkpoint hostile training",
+    "files": "checkpoint hostile hostile_models faults",
     "editing": "editing editing_oracle",
     "metrics": "metrics evaluation",
     "parallel": "parallel training",
