@@ -14,7 +14,7 @@ from ldm_numpy.training import loop
 from ldm_numpy.training.loop import load_trained, run
 
 from . import tiny
-from .small_training import DAMAGED, NAME, OLDER, quicken, resume, rows, same_run, step
+from .small_training import DAMAGED, NAME, OLDER, OpenFile, quicken, resume, rows, same_run, step
 
 pytestmark = [
     pytest.mark.host,
@@ -192,20 +192,8 @@ def test_killed_before_every_call_that_changes_a_file(undisturbed, tmp_path, mon
 
         return call
 
-    class Halves:
+    class Halves(OpenFile):
         """A file that is written in two calls."""
-
-        def __init__(self, *args):
-            self.file = open(*args)  # noqa: SIM115
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
 
         def write(self, content):
             for part in (content[: len(content) // 2], content[len(content) // 2 :]):
@@ -299,19 +287,7 @@ def test_a_write_that_fails_half_way_loses_nothing(undisturbed, tmp_path, monkey
     (tmp_path / NAME).write_bytes((undisturbed / OLDER).read_bytes())
     before = {name: (tmp_path / name).read_bytes() for name in (NAME, OLDER)}
 
-    class Full:
-        def __init__(self, *args):
-            self.file = open(*args)  # noqa: SIM115
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
+    class Full(OpenFile):
         def write(self, content):
             self.file.write(content[: len(content) // 2])
             raise OSError(errno.EIO, os.strerror(errno.EIO))
