@@ -97,7 +97,7 @@ def fill(op, shapes, which: int | None, name: str, dtype) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", OPS)
 def test_an_operation_is_finite_and_right(name, dtype):
     op = OPS[name]
-    seen = set()
+    seen, refused = set(), set()
     for shapes in op.shapes:
         for which in range(len(shapes) + 1):
             for filled in FILLS if which == len(shapes) else op.fills:
@@ -105,10 +105,16 @@ def test_an_operation_is_finite_and_right(name, dtype):
                 try:
                     if check(op, fill(op, shapes, which, filled, dtype), tag in op.beyond):
                         seen.add(tag)
+                except ValueError as error:
+                    large = {"1e30", "mixed"} & set(tag.split())
+                    if not (op.squares and large and "are beyond float32" in str(error)):
+                        raise
+                    refused.add(tag)
                 except (AssertionError, FloatingPointError) as error:
                     raise AssertionError(f"{name}: {shapes}, {tag}: {error}") from error
     # A list that is longer than the truth would hide warnings.
     assert seen == op.beyond if dtype == np.float32 else seen <= op.beyond
+    assert bool(refused) == (op.squares and dtype == np.float32)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

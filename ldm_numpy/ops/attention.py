@@ -7,7 +7,7 @@ import numpy as np
 
 from ..backend import array_module
 from ..function import Function
-from .double import in_double, overflowed
+from .overflow import beyond_range, overflowed
 
 # Bytes of scores worked on at a time. On a processor they go from one product through softmax into
 # the next while they are in its second-level cache; a GPU wants few and large kernels.
@@ -45,8 +45,8 @@ class Attention(Function):
     """
 
     def forward(self, q, k, v, *, heads: int, mask, causal: bool, recorder):
-        xp, given = array_module(q), (q, k, v)
-        q, k, v = (split_heads(x, heads) for x in given)
+        xp = array_module(q)
+        q, k, v = (split_heads(x, heads) for x in (q, k, v))
         n, _, t, d = q.shape
         s = k.shape[2]
         self.scale = 1 / math.sqrt(d)
@@ -65,8 +65,7 @@ class Attention(Function):
                 beyond = overflowed(highest, q, k)
                 beyond = beyond and overflowed(products(k[to], columns(queries, at)))
             if beyond:
-                options = {"heads": heads, "mask": mask, "causal": causal, "recorder": recorder}
-                return in_double(self, *given, **options)
+                raise beyond_range("attention", q, k)
             whole = at[2] == slice(0, t)
             masked = causal or mask is not None
             log_sum = softmax_over_keys(p, highest, masked, with_sum=not whole)
@@ -209,9 +208,8 @@ def attention(q, k, v, *, heads: int = 1, mask=None, causal: bool = False, recor
         recorder: called with the weights (N, heads, T, S)
 
     A query that may look nowhere returns zero. Raises ValueError where shapes do not fit, and where
-    there are no keys or no width. Where scores are beyond the type's range, float32 is computed in
-    double (a recorder gets float64), and ValueError is raised for float64; a GPU is not asked, and
-    gives NaN.
+    there are no keys, no width, or scores beyond the type's range; a GPU is not asked for the last,
+    and gives NaN.
     """
     q_shape, k_shape = q.shape, k.shape
     if len(q_shape) != 3 or k_shape != v.shape or (k_shape[0], *k_shape[2:]) != q_shape[::2]:

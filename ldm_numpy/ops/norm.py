@@ -6,8 +6,8 @@ from functools import lru_cache
 from ..backend import array_module
 from ..function import Function
 from .activation import sigmoid_gate, twice_silu_slope
-from .double import in_double, overflowed
 from .linear import column_sum, ones
+from .overflow import beyond_range, overflowed
 
 
 class GroupNorm(Function):
@@ -39,7 +39,7 @@ class GroupNorm(Function):
         # Two passes: the variance of the centred values never cancels to something negative.
         squares = xp.einsum("nmc,nmc->nc", centred, centred)
         if overflowed(squares, x):
-            return in_double(self, x, gamma, beta, groups=groups, eps=eps, silu=silu)
+            raise beyond_range("group_norm", x)
         variance = self.group_means(squares)  # (N, 1, C)
         variance += eps
         std = xp.sqrt(variance)
@@ -111,7 +111,7 @@ class LayerNorm(Function):
         normed = rows - rows @ averages(xp, width, x.dtype)
         rstd = xp.einsum("md,md->m", normed, normed)[:, None]  # (M, 1), so far D times v
         if overflowed(rstd, x):
-            return in_double(self, x, gamma, beta, eps=eps)
+            raise beyond_range("layer_norm", x)
         rstd += width * eps
         xp.sqrt(rstd, out=rstd)
         xp.divide(math.sqrt(width), rstd, out=rstd)
@@ -144,9 +144,8 @@ def group_norm(x, gamma, beta, *, groups: int, eps: float = 1e-5, silu: bool = F
     gamma, beta: (C,). Raises ValueError unless `groups` divides C.
 
     The mean is known to a rounding of the largest |x|: what lies closer together than that, as a
-    constant 1e4 in float32, comes out as noise of up to that rounding / sqrt(eps). Where squares
-    are beyond the type's range, float32 is computed in double, and ValueError is raised for
-    float64; a GPU is not asked, and gives NaN.
+    constant 1e4 in float32, comes out as noise of up to that rounding / sqrt(eps). ValueError where
+    squares are beyond the type's range (1e19 in float32); a GPU is not asked, and gives NaN.
     """
     shape = x.shape
     if len(shape) < 2 or groups < 1 or not shape[-1]:
