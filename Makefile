@@ -6,11 +6,10 @@ BIN    := .venv/bin
 export PROMPT
 
 # What is computed on arrays alone, and quickly: also on the stand-in for CuPy in every `make test`.
-STRICT := $(patsubst %,tests/test_%.py,attention denoiser float32 function gradcheck gradients \
-    guidance likelihood nn objectives ops optim oracle parallel primitives)
-
-MORE := $(patsubst %,tests/test_%.py,attention_maps editing_oracle extremes layer_properties \
-    layer_references models noisy process properties references samplers schedules scipy training)
+STRICT := $(patsubst %,tests/test_%.py,attention function gradients ops optim primitives)
+MORE := $(patsubst %,tests/test_%.py,attention_maps denoiser editing_oracle extremes float32 \
+    gradcheck guidance layer_properties layer_references likelihood models nn noisy objectives \
+    oracle parallel pipeline process properties references samplers schedules scipy training)
 
 .PHONY: train-mnist sample evaluate bench experiments lessons test test-slow test-planted test-strict test-gpu lint clean
 

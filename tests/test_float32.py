@@ -1,6 +1,7 @@
 """float32 throughout: one float64 number upcasts all that it meets, which is then twice as slow."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -104,7 +105,9 @@ def test_an_update_computes_in_float32(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_sampling_and_decoding(sampler, watch):
+def test_sampling_and_decoding(sampler, watch, monkeypatch):
+    quick = partial(SAMPLERS["probability_flow"], rtol=0.1, atol=0.1)  # random weights: no curves
+    monkeypatch.setitem(SAMPLERS, "probability_flow", quick)
     pipe, steps = tiny.text_to_image(), []
     options = {"num_inference_steps": 3, "guidance_scale": 2.0, "sampler": sampler}
     latents = pipe.sample(
