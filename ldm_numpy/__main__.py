@@ -1,5 +1,5 @@
-"""The command line: python -m ldm_numpy train | sample | edit | interpolate | evaluate | export |
-info."""
+"""The command line: python -m ldm_numpy train | sample | edit | interpolate | invert | evaluate |
+export | info."""
 
 import argparse
 import os
@@ -102,6 +102,17 @@ def build_parser() -> argparse.ArgumentParser:
     walk.add_argument("--model", help=model_help)
     add_sampling(walk, per_prompt=False)
     add_device(walk)
+
+    invert = add("invert", commands.invert, "Follow a picture up to its noise, and back down.")
+    invert.add_argument("prompt", help="what the picture shows")
+    invert.add_argument("other_prompt", nargs="?", help="for the way back (default: the same)")
+    invert.add_argument("--image", required=True, help="the picture, grey, of the model's size")
+    invert.add_argument("--num-inference-steps", type=int, default=50)
+    invert.add_argument("--method", default="heun", help="heun, or euler: DDIM's inversion")
+    invert.add_argument("--guidance-scale", type=float, default=1.0)
+    invert.add_argument("--out", default="inverted.png", help="picture to write")
+    invert.add_argument("--model", help=model_help)
+    add_device(invert)
 
     evaluate = add("evaluate", commands.evaluate, "Measure a model against prompts and data.")
     evaluate.add_argument("--model", help=model_help)

@@ -57,9 +57,10 @@ def word_maps(pipe: TextToImage, prompts: str | list[str], *, callback=None, **o
     return drawn, words, maps
 
 
-def attention(pipe: TextToImage, x, sigma: float, cond) -> np.ndarray:
-    """How much each pixel looks at each token, at one noise level: (N, T, 28, 28), the mean over
-    heads and layers, which are brought to the picture's size before."""
+def layer_maps(pipe: TextToImage, x, sigma: float, cond) -> dict[str, np.ndarray]:
+    """How much each pixel looks at each token, at one noise level, in every cross-attention layer:
+    the layer's name, and (N, H W, T), the mean over its heads. x (N, h, w, C) at the level sigma,
+    as a callback is given it; cond from `TextToImage.encode_prompts`."""
     layers = {}
 
     def note(path, weights):  # (N, heads, H W, T)
@@ -70,6 +71,12 @@ def attention(pipe: TextToImage, x, sigma: float, cond) -> np.ndarray:
         return pipe.unet(x, timestep, cond, recorder=note)
 
     Denoiser(network, pipe.config.sigma_data, pipe.config.objective)(x, sigma, cond)
+    return layers
+
+
+def attention(pipe: TextToImage, x, sigma: float, cond) -> np.ndarray:
+    """The mean of `layer_maps` over the layers, brought to the picture's size: (N, T, 28, 28)."""
+    layers = layer_maps(pipe, x, sigma, cond)
     by_side: dict[int, np.ndarray] = {}
     for weights in layers.values():
         side = math.isqrt(weights.shape[1])

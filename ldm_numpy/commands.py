@@ -4,10 +4,12 @@ any work, and raises ValueError, in one line, for what is wrong."""
 import json
 from pathlib import Path
 
+import numpy as np
+
 from . import attention_maps, editing, evaluation, images, model_folder, pipeline
 from .backend import choose_device, cpu_count, cupy_is_installed, gpu_problem, tune_cpu
 from .data import captions
-from .files import write_atomically
+from .files import read_json, write_atomically
 from .nn import Module
 from .training import MODELS, Run, prepare_folder
 from .training.export import export as write_model
@@ -147,6 +149,26 @@ def interpolate(options) -> None:
     print(f"wrote {out} and {animation}")
 
 
+def invert(options) -> None:
+    out = writable(options.out, ".png")
+    image = images.read_png(options.image)
+    back = options.prompt if options.other_prompt is None else options.other_prompt
+    settings = {"num_inference_steps": options.num_inference_steps, "method": options.method,
+                "guidance_scale": options.guidance_scale}  # fmt: skip
+    device = announce(options)
+    pipe = model_folder.load(options.model, device, options.threads)
+    noise = editing.invert(pipe, options.prompt, image, **settings)
+    found = editing.reconstruct(pipe, back, noise, **settings)
+    given = images.from_pil([image])
+    if back == options.prompt:
+        clean = pipe.encode(given)
+        error = float(((found - clean) ** 2).sum() / (clean**2).sum()) ** 0.5
+        print(f"relative error of the latent: {error:.5f}")
+    pictures = np.concatenate([given, pipe.decode(found)])
+    images.save_png(images.grid(pictures, 2, row_labels=[back or "(anything)"]), out)
+    print(f"wrote {out}: the picture, and what its noise gives back")
+
+
 def evaluate(options) -> None:
     out = writable(options.out, ".json") if options.out else None
     pictures = writable(options.pictures, ".png") if options.pictures else None
@@ -177,11 +199,13 @@ def export(options) -> None:
     run, out = Path(options.run), Path(options.out)
     prepare_folder(out)
     path = run / "model" / "metrics.json"
-    measured = path.read_bytes() if path.is_file() else None
+    measured = read_json(path, "what was measured") if path.is_file() else {}
+    if not isinstance(measured, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(measured).__name__}")
     write_model(run, out)
     settings = model_folder.read_config(out)["pipeline"]
-    if measured and same_settings(json.loads(measured), settings):
-        write_atomically(out / "metrics.json", measured)
+    if same_settings(measured, settings):
+        write_json(out / "metrics.json", measured)
     print(f"wrote {out}")
 
 

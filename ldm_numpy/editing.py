@@ -16,7 +16,7 @@ one for all prompts, or one for each.
 import dataclasses
 import math
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral
 
 import numpy as np
 from PIL import Image
@@ -24,10 +24,11 @@ from scipy.ndimage import binary_dilation
 
 from . import images
 from .backend import array_module, blas_threads, to_device
+from .checks import known, number, whole
 from .diffusion.guidance import EVERYWHERE, classifier_guide
 from .diffusion.samplers import invert as invert_ode
 from .models.classifier import NoisyClassifier
-from .pipeline import TextToImage, finite, texts_of, whole
+from .pipeline import TextToImage, repeated_negatives, texts_of
 
 EDIT_GUIDANCE = 5.0  # of image_to_image
 
@@ -54,9 +55,9 @@ def image_to_image(
     `options` are those of a call of the pipeline. Raises ValueError for a strength outside 0 ... 1
     or too small for a single step, and for pictures that are no such pictures.
     """
-    strength = checked_strength(strength)
+    strength = number("strength", strength, 0, 1)
     scale = EDIT_GUIDANCE if guidance_scale is None else guidance_scale
-    prompts, pictures = repeated(pipe, prompt, image, num_images_per_prompt)
+    prompts, pictures, options = repeated(pipe, prompt, image, num_images_per_prompt, options)
     plan = pipe.plan(prompts, guidance_scale=scale, **options)
     steps = len(plan.sigmas) - 1
     first = steps - min(int(steps * strength + 1e-9), steps)
@@ -94,8 +95,8 @@ def inpaint(
     the hole would say that strokes end there. What the mask covers is never looked at.
     Raises ValueError for a mask of another size or mode, or with other values than 0 and 255.
     """
-    times = whole("inpaint", "resamplings", resamplings, at_least=1)
-    prompts, pictures = repeated(pipe, prompt, image, num_images_per_prompt)
+    times = whole("resamplings", resamplings, at_least=1)
+    prompts, pictures, options = repeated(pipe, prompt, image, num_images_per_prompt, options)
     hole = checked_mask(pipe, mask_image)  # (28, 28, 1)
     plan = pipe.plan(prompts, **options)
     callback, plan.callback, config = plan.callback, None, pipe.config
@@ -135,10 +136,12 @@ def interpolate(
     Text states on a straight line; noise on an arc (Shoemake 1985), where all lengths are those of
     noise: in the middle of a line it would be too weak, by the root of two.
     """
-    frames = whole("interpolate", "frames", frames, at_least=2)
-    second = seed if other_seed is None else whole("interpolate", "other_seed", other_seed, 0)
-    prompts = [prompt, prompt if other_prompt is None else other_prompt]
-    texts = [texts_of("prompt", p)[0] for p in prompts]
+    frames = whole("frames", frames, at_least=2)
+    second = seed if other_seed is None else whole("other_seed", other_seed, at_least=0)
+    texts = [prompt, prompt if other_prompt is None else other_prompt]
+    for name, text in zip(("prompt", "other_prompt"), texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name} must be one text, not {text!r}")
     one = pipe.plan(texts[:1], seed=seed, **options)  # a frame: what guides it has one row, too
     ends = pipe.encode_prompts(texts)
     xp = array_module(ends)
@@ -179,11 +182,13 @@ def classifier_guided(
     The classifier is the network "noisy_classifier" of a model folder, where `train noisy` has made
     one: `model_folder.load_network`.
     """
-    given, last = np.asarray(classes), classifier.config.num_classes - 1
-    whole_numbers = given.ndim == 1 and given.size and given.dtype.kind in "iu"
-    if not (whole_numbers and given.min() >= 0 and given.max() <= last):
+    last = classifier.config.num_classes - 1
+    several = isinstance(classes, Sequence | np.ndarray) and len(classes) > 0
+    if not several or not all(isinstance(c, Integral) and 0 <= c <= last for c in classes):
         raise ValueError(f"classes must be a list of whole numbers 0 ... {last}, not {classes!r}")
-    classifier_scale = finite("classifier_scale", classifier_scale)
+    if "guidance_scale" in options:
+        raise ValueError("there is no prompt to guide by: classifier_scale, not guidance_scale")
+    classifier_scale, given = number("classifier_scale", classifier_scale), np.asarray(classes)
     plan = pipe.plan([""] * len(given), guidance_scale=1.0, **options)
 
     def log_probability(x, sigma, cond):
@@ -207,11 +212,11 @@ def invert(
 
     method: "heun", or "euler", which is DDIM's inversion (Song et al. 2020, section 4.3) and needs
     many more steps. With guidance the way up is not the way down: its errors grow.
-    `reconstruct` goes back.
+    `reconstruct` goes back. Raises ValueError for another method, and less than two steps, of which
+    the way has one less.
     """
-    prompts, pictures = repeated(pipe, prompt, image, 1)
-    plan = pipe.plan(prompts, num_inference_steps=num_inference_steps, sampler=method,
-                     guidance_scale=guidance_scale)  # fmt: skip
+    prompts, pictures, _ = repeated(pipe, prompt, image, 1, {})
+    plan = plan_of_ode(pipe, prompts, num_inference_steps, method, guidance_scale)
     with blas_threads(1):
         return invert_ode(plan.D, pipe.encode(pictures), plan.sigmas[-2::-1], plan.cond, method)
 
@@ -226,22 +231,29 @@ def reconstruct(
     guidance_scale: float = 1.0,
 ):
     """Latents of pictures (N, h, w, C), from what `invert` has found; `prompt` may be another."""
-    prompts = texts_of("prompt", prompt)
-    prompts = prompts * len(latents) if len(prompts) == 1 else prompts
-    if len(prompts) != len(latents):
-        raise ValueError(f"{len(prompts)} prompts for the latents of {len(latents)} pictures")
-    plan = pipe.plan(prompts, num_inference_steps=num_inference_steps, sampler=method,
-                     guidance_scale=guidance_scale)  # fmt: skip
+    prompts, shape = texts_of("prompt", prompt), getattr(latents, "shape", None)
+    if len(prompts) == 1 and shape:
+        prompts = prompts * max(shape[0], 1)
+    if shape and len(prompts) != shape[0] > 0:
+        raise ValueError(f"{len(prompts)} prompts for the latents of {shape[0]} pictures")
+    plan = plan_of_ode(pipe, prompts, num_inference_steps, method, guidance_scale)
+    if shape != plan.shape or not bool(array_module(latents).isfinite(latents).all()):
+        raise ValueError(f"latents must be an array {plan.shape} of finite numbers, of invert, "
+                         f"not {type(latents).__name__} {shape or ''}")  # fmt: skip
     return plan.run(latents, plan.sigmas[:-1])
 
 
+def plan_of_ode(pipe: TextToImage, prompts, num_inference_steps, method, guidance_scale):
+    """The plan of a way that can be gone both up and down."""
+    return pipe.plan(
+        prompts,
+        num_inference_steps=whole("num_inference_steps", num_inference_steps, at_least=2),
+        sampler=known("method", method, ("heun", "euler")),
+        guidance_scale=guidance_scale,
+    )
+
+
 # What is given -----------------------------------------------------------------------------
-
-
-def checked_strength(strength: float) -> float:
-    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= 1:
-        raise ValueError(f"strength must be a number in 0 ... 1, not {strength!r}")
-    return float(strength)
 
 
 def checked_picture(pipe: TextToImage, name: str, picture, modes=("L",)) -> Image.Image:
@@ -267,9 +279,10 @@ def checked_mask(pipe: TextToImage, mask_image) -> np.ndarray:
     return mask[:, :, None] == 255
 
 
-def repeated(pipe: TextToImage, prompt, image, count: int):
-    """Prompts and pictures (N, 28, 28, 1), `count` of the first prompt, then of the next."""
-    count = whole("call", "num_images_per_prompt", count, at_least=1)
+def repeated(pipe: TextToImage, prompt, image, count: int, options: dict):
+    """Prompts, pictures (N, 28, 28, 1), and options with negative prompts: `count` of the first
+    prompt, then of the next."""
+    count = whole("num_images_per_prompt", count, at_least=1)
     prompts = texts_of("prompt", prompt)
     given = [image] if isinstance(image, Image.Image) else image
     if not isinstance(given, list | tuple) or not given:
@@ -280,4 +293,6 @@ def repeated(pipe: TextToImage, prompt, image, count: int):
             raise ValueError(f"{len(given)} pictures for {len(prompts)} prompts")
         n = max(len(given), len(prompts))
         prompts, pixels = prompts * (n // len(prompts)), np.repeat(pixels, n // len(given), axis=0)
-    return [p for p in prompts for _ in range(count)], np.repeat(pixels, count, axis=0)
+    negatives = repeated_negatives(options.get("negative_prompt"), len(prompts), count)
+    options = options | {"negative_prompt": negatives}
+    return [p for p in prompts for _ in range(count)], np.repeat(pixels, count, axis=0), options

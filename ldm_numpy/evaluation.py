@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import images, model_folder, pipeline
+from . import images, model_folder
 from .backend import blas_threads, generator, to_device, to_host
+from .checks import whole
 from .data import captions, mnist
 from .diffusion.guidance import checked_interval
 from .metrics import (
@@ -23,6 +24,7 @@ from .metrics import (
     zero_shot_accuracy,
 )
 from .parallel import Shards
+from .pipeline import TextToImage
 from .pixel_likelihood import checked_pixel_model, digit_bits, histogram_bits
 
 PER_COMBINATION = 22  # samples of each of the 90 full combinations
@@ -86,13 +88,13 @@ def evaluate(
         likelihood: how many test digits' bits per dimension; only of a model of pixels
         say: called with a line before each part that takes time
     """
-    pipeline.whole("evaluate", "per_combination", per_combination, at_least=1)
-    pipeline.whole("evaluate", "frechet_samples", frechet_samples, at_least=2)
-    pipeline.whole("evaluate", "seed", seed, at_least=0)
+    whole("per_combination", per_combination, at_least=1)
+    whole("frechet_samples", frechet_samples, at_least=2)
+    whole("seed", seed, at_least=0)
     folder = model_folder.find_model(model)
     pipe = model_folder.load(folder, device, threads)
-    if pipeline.whole("evaluate", "likelihood", likelihood, at_least=0):
-        pipeline.whole("evaluate", "likelihood", likelihood, at_least=2)  # for a standard error
+    if whole("likelihood", likelihood, at_least=0):
+        whole("likelihood", likelihood, at_least=2)  # for a standard error
         checked_pixel_model(pipe)
     judge = Judge(folder, pipe.device, threads)
     scale = pipe.config.guidance_scale if guidance_scale is None else guidance_scale
@@ -161,7 +163,7 @@ def evaluate(
     return metrics
 
 
-def draw(pipe: pipeline.TextToImage, prompts: list[str], guidance: dict, seed: int) -> np.ndarray:
+def draw(pipe: TextToImage, prompts: list[str], guidance: dict, seed: int) -> np.ndarray:
     """Images (N, 28, 28, 1) of the prompts, as a user would get them: whole grey levels."""
     return images.from_pil(pipe(prompts, **guidance, seed=seed))
 

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from .backend import to_host
+from .checks import number, whole
 
 
 def frechet_distance(features_a, features_b) -> float:
@@ -40,10 +41,9 @@ def frechet_floor(features, n: int, shuffles: int, rng: np.random.Generator) -> 
     Raises ValueError unless both parts have two rows, and shuffles >= 1.
     """
     features = _features(features)
-    if not 2 <= n <= len(features) - 2:
+    if whole("n", n, at_least=2) > len(features) - 2:
         raise ValueError(f"cannot set {n} of {len(features)} features against the others")
-    if shuffles < 1:
-        raise ValueError(f"the number of shuffles must be at least 1, got {shuffles}")
+    whole("shuffles", shuffles, at_least=1)
     orders = (rng.permutation(len(features)) for _ in range(shuffles))
     return float(np.mean([frechet_distance(features[o[:n]], features[o[n:]]) for o in orders]))
 
@@ -80,8 +80,9 @@ def bootstrap_interval(
     (Not the quantiles of those: a row that occurs twice makes distances larger.) Efron 1979.
     Raises ValueError unless repeats >= 2 and 0 < level < 1.
     """
-    if repeats < 2 or not 0 < level < 1:
-        raise ValueError(f"need repeats >= 2 and 0 < level < 1, got {repeats} and {level}")
+    whole("repeats", repeats, at_least=2)
+    if not 0 < number("level", level) < 1:
+        raise ValueError(f"level must lie between 0 and 1, not at {level}")
     a, b = _pair(features_a, features_b)
     again = [
         distance(*(x[rng.integers(0, len(x), len(x))] for x in (a, b))) for _ in range(repeats)
@@ -100,7 +101,7 @@ def precision_recall(features_real, features_generated, k: int = 3) -> tuple[flo
     Raises ValueError unless k is between 1 and the sizes less one.
     """
     real, generated = _pair(features_real, features_generated)
-    if not 1 <= k < min(len(real), len(generated)):
+    if whole("k", k, at_least=1) >= min(len(real), len(generated)):
         raise ValueError(f"k must be in 1 ... {min(len(real), len(generated)) - 1}, not {k}")
 
     def inside(points, others) -> float:
@@ -120,7 +121,9 @@ def nearest(queries, data, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """
     queries, data = (np.asarray(to_host(x), dtype=np.float64) for x in (queries, data))
     queries, data = queries.reshape(len(queries), -1), data.reshape(len(data), -1)
-    if queries.shape[1] != data.shape[1] or not 1 <= k <= len(data):
+    if not (np.isfinite(queries).all() and np.isfinite(data).all()):
+        raise ValueError("queries and data must be finite")
+    if queries.shape[1] != data.shape[1] or whole("k", k, at_least=1) > len(data):
         raise ValueError(
             f"queries {queries.shape} and data {data.shape} must be as wide, and k in "
             f"1 ... {len(data)}, not {k}"

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 from .backend import array_module, cpu_count
+from .checks import whole
 from .function import no_grad
 from .tensor import Tensor, gradients
 
@@ -27,8 +28,8 @@ class Shards:
 
     def __init__(self, size: int | None = None, threads: int | None = None):
         for name, value in (("shard size", size), ("number of threads", threads)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number >= 1, not {value!r}")
+            if value is not None:
+                whole(name, value, at_least=1)
         self.size = size
         self.threads = cpu_count() if threads is None else threads
         self._pool = None

@@ -8,16 +8,16 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Real
 
 import numpy as np
 from PIL import Image
 
 from . import images
 from .backend import blas_threads, generator, to_device, to_host
+from .checks import known, number, whole
 from .diffusion.denoiser import Denoiser
 from .diffusion.guidance import checked_interval, guide
-from .diffusion.objectives import OBJECTIVES, known
+from .diffusion.objectives import OBJECTIVES
 from .diffusion.samplers import SAMPLERS, ddim
 from .diffusion.schedules import SCHEDULES
 from .models.autoencoder import AutoencoderKL, PixelSpace
@@ -61,10 +61,9 @@ class PipelineConfig:
         # JSON gives a list
         object.__setattr__(self, "guidance_interval", checked_interval(self.guidance_interval))
         for name in ("image_size", "padded_size", "latent_size", "num_inference_steps"):
-            whole("PipelineConfig", name, getattr(self, name), at_least=1)
+            whole(f"PipelineConfig: {name}", getattr(self, name), at_least=1)
         for name in ("latent_scale", "sigma_data", "sigma_min", "sigma_max", "guidance_scale"):
-            value = getattr(self, name)
-            finite(f"PipelineConfig: {name}", value)
+            number(f"PipelineConfig: {name}", getattr(self, name))
         if min(self.latent_scale, self.sigma_data) <= 0:
             raise ValueError("PipelineConfig: latent_scale and sigma_data must be positive")
         if not 0 < self.sigma_min < self.sigma_max:
@@ -75,20 +74,6 @@ class PipelineConfig:
         known("objective", self.objective, OBJECTIVES)
 
 
-def whole(where: str, name: str, value, at_least: int) -> int:
-    """`value`, if it is a whole number of at least so much; ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < at_least:
-        raise ValueError(f"{where}: {name} must be a whole number >= {at_least}, not {value!r}")
-    return int(value)
-
-
-def finite(name: str, value) -> float:
-    """`value`, if it is a finite number; ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, not {value!r}")
-    return float(value)
-
-
 def texts_of(name: str, value) -> list[str]:
     """One text or several, as a list; ValueError for anything else."""
     texts = [value] if isinstance(value, str) else value
@@ -97,6 +82,15 @@ def texts_of(name: str, value) -> list[str]:
     if not texts:
         raise ValueError(f"{name} must not be an empty list")
     return list(texts)
+
+
+def repeated_negatives(negative_prompt, prompts: int, count: int) -> list[str]:
+    """One text or one for each prompt, as what `count` pictures of each prompt steer away from."""
+    given = "" if negative_prompt is None else negative_prompt
+    negatives = [given] * prompts if isinstance(given, str) else texts_of("negative_prompt", given)
+    if len(negatives) != prompts:
+        raise ValueError(f"{len(negatives)} negative prompts for {prompts} prompts")
+    return [p for p in negatives for _ in range(count)]
 
 
 class TextToImage:
@@ -129,8 +123,8 @@ class TextToImage:
         guidance_rescale: float = 0.0,
         negative_prompt: str | Sequence[str] | None = None,
         seed: int = 0,
-        sampler: str | None = None,
-        schedule: str = "karras",
+        sampler: str | Callable | None = None,
+        schedule: str | Callable = "karras",
         eta: float | None = None,
         callback: Callable | None = None,
     ) -> list[Image.Image]:
@@ -139,7 +133,7 @@ class TextToImage:
         Args:
             prompt: one or several; an empty one asks for anything
             num_inference_steps, guidance_scale, guidance_interval, sampler: as the model's
-                configuration unless given
+                configuration has them unless given
             guidance_scale: 1 is no guidance, larger values follow the prompt more closely, smaller
                 ones less; 0 ignores it, and negative values flee from it, but only at the levels of
             guidance_interval: (low, high), the noise levels at which there is guidance; (0, inf)
@@ -150,26 +144,24 @@ class TextToImage:
             seed: picture number i depends on seed and i only, and on its prompt (but with the
                 samplers probability_flow and predictor_corrector a little on the others', for
                 their steps are chosen for all)
-            schedule: how the noise levels fall, one of `diffusion.SCHEDULES`
+            sampler: one of `diffusion.SAMPLERS` or a function like those, such as
+                partial(probability_flow, rtol=1e-3)
+            schedule: how the noise levels fall, one of `diffusion.SCHEDULES` or a function like
+                those, such as partial(karras_sigmas, rho=5)
             eta: noise of the sampler ddim, from 0 (none; the default) to 1
             callback: called as callback(step, sigma, latents) after each step
 
         Raises ValueError for counts below 1 and for what no model can do.
         """
-        count = whole("call", "num_images_per_prompt", num_images_per_prompt, at_least=1)
-        prompts, negatives = texts_of("prompt", prompt), negative_prompt
-        if negatives is not None and not isinstance(negatives, str):
-            negatives = texts_of("negative_prompt", negatives)
-            if len(negatives) != len(prompts):
-                raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
-            negatives = [p for p in negatives for _ in range(count)]
+        count = whole("num_images_per_prompt", num_images_per_prompt, at_least=1)
+        prompts = texts_of("prompt", prompt)
         latents = self.sample(
             [p for p in prompts for _ in range(count)],
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             guidance_rescale=guidance_rescale,
-            negative_prompt=negatives,
+            negative_prompt=repeated_negatives(negative_prompt, len(prompts), count),
             seed=seed,
             sampler=sampler,
             schedule=schedule,
@@ -193,8 +185,8 @@ class TextToImage:
         guidance_rescale: float = 0.0,
         negative_prompt: str | Sequence[str] | None = None,
         seed: int = 0,
-        sampler: str | None = None,
-        schedule: str = "karras",
+        sampler: str | Callable | None = None,
+        schedule: str | Callable = "karras",
         eta: float | None = None,
         callback: Callable | None = None,
     ) -> "Plan":
@@ -205,25 +197,22 @@ class TextToImage:
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
         interval = config.guidance_interval if guidance_interval is None else guidance_interval
         name = config.sampler if sampler is None else sampler
-        run_sampler = SAMPLERS[known("sampler", name, SAMPLERS)]
+        run_sampler = name if callable(name) else SAMPLERS[known("sampler", name, SAMPLERS)]
         if eta is not None:
             if run_sampler is not ddim:
-                raise ValueError(f"eta is for the sampler ddim, not for {run_sampler.__name__}")
-            run_sampler = partial(ddim, eta=finite("eta", eta))
-        steps = whole("call", "num_inference_steps", steps, at_least=1)
-        seed = whole("call", "seed", seed, at_least=0)
-        scale, interval = finite("guidance_scale", scale), checked_interval(interval)
-        rescale = finite("guidance_rescale", guidance_rescale)
+                raise ValueError(f"eta is for the sampler ddim, not for {name}")
+            run_sampler = partial(ddim, eta=number("eta", eta, 0, 1))
+        steps = whole("num_inference_steps", steps, at_least=1)
+        seed = whole("seed", seed, at_least=0)
+        scale, interval = number("guidance_scale", scale), checked_interval(interval)
+        rescale = number("guidance_rescale", guidance_rescale, 0, 1)
         if callback is not None and not callable(callback):
             raise ValueError(f"callback must be a function, not {callback!r}")
         prompts = texts_of("prompts", list(prompts) if not isinstance(prompts, str) else prompts)
-        levels = SCHEDULES[known("schedule", schedule, SCHEDULES)]
-        sigmas = levels(steps, config.sigma_min, config.sigma_max)
-        negatives = texts_of("negative_prompt", negative_prompt or "")
-        if len(negatives) == 1:
-            negatives *= len(prompts)
-        if len(negatives) != len(prompts):
-            raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
+        if not callable(schedule):
+            schedule = SCHEDULES[known("schedule", schedule, SCHEDULES)]
+        sigmas = schedule(steps, config.sigma_min, config.sigma_max)
+        negatives = repeated_negatives(negative_prompt, len(prompts), 1)
         with blas_threads(1):
             cond = self.encode_prompts(prompts)
             uncond = self.encode_prompts(negatives) if scale != 1 else None

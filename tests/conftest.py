@@ -8,7 +8,7 @@ import pytest
 
 from ldm_numpy.backend import blas_threads, gpu_problem
 
-from . import device, strict_backend
+from . import device, hypothesis_profile, strict_backend  # noqa: F401  (settings for all)
 
 # Nothing in them is computed on a device, or only by a process of its own.
 OF_THE_HOST = {"benchmarks", "faults", "kills", "lessons", "planted", "processes", "readme", "slow"}

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from ldm_numpy import images
-from ldm_numpy.attention_maps import attention, enlarged, figure, overlap, word_maps
+from ldm_numpy.attention_maps import (
+    attention,
+    enlarged,
+    figure,
+    layer_maps,
+    overlap,
+    word_maps,
+)
 from ldm_numpy.backend import generator
 
 from . import tiny
@@ -62,6 +69,18 @@ def test_pictures_are_those_of_the_pipeline_and_maps_are_means_over_the_levels(p
 
 def rounded(pixels):
     return images.from_pil(images.to_pil(pixels))
+
+
+def test_maps_of_every_layer(pipe):
+    """Shares that add up to 1 over the tokens, at every pixel that a layer has."""
+    plan = pipe.plan(["seven", "a bold 3"])
+    layers = layer_maps(pipe, plan.noise(), 1.0, plan.cond)
+    assert len(layers) > 1 and all(name.endswith("attn2") for name in layers)
+    sides = {name: maps.shape[1] for name, maps in layers.items()}
+    assert set(sides.values()) == {64, 16}
+    for maps in layers.values():
+        assert maps.shape[::2] == (2, tiny.CONTEXT_LENGTH)
+        np.testing.assert_allclose(maps.sum(axis=2), 1, atol=1e-5)
 
 
 def test_a_word_of_several_tokens_has_their_sum(pipe):

@@ -92,6 +92,28 @@ def test_edit_fills_a_hole_and_keeps_the_rest(seven, tmp_path):
         assert not np.array_equal(cells[14:28, :28], given[14:])
 
 
+def test_invert_finds_back(seven, tmp_path, capsys):
+    """The picture beside what its noise gives back: the same, but for what the autoencoder loses;
+    by Heun's steps more exactly than by Euler's; and another digit where other words lead down."""
+    out = tmp_path / "new" / "inverted.png"
+    arguments = ["--image", str(seven), "--out", str(out), "--device", "cpu"]
+    errors, backs = {}, {}
+    for method in ("heun", "euler"):
+        assert main(["invert", "a seven", *arguments, "--method", method]) == 0
+        said = capsys.readouterr().out
+        assert f"wrote {out}" in said
+        errors[method] = float(said.split("relative error of the latent: ")[1].split()[0])
+        with Image.open(out) as grid, Image.open(seven) as given:
+            cells = np.asarray(grid)[2::4, -(2 * 114) :: 4][:28].astype(int)
+            first, backs[method] = cells[:, :28], cells[:, -28:]
+            assert np.array_equal(first, np.asarray(given))
+    assert errors["heun"] < 0.02 < errors["euler"] < 0.3
+    assert np.abs(backs["heun"] - first).mean() < 5
+    arguments += ["--guidance-scale", "1.5", "--num-inference-steps", "10"]
+    assert main(["invert", "a seven", "a bold zero", *arguments]) == 0
+    assert "relative error" not in capsys.readouterr().out
+
+
 def test_interpolate_writes_a_strip_and_an_animation(tmp_path, capsys):
     out = tmp_path / "walk.png"
     arguments = ["interpolate", "a thin three", "a bold eight", "--other-seed", "3"]
@@ -240,6 +262,10 @@ def below_a_file(tmp_path):
         (["evaluate", "--likelihood", "200"], ["model of pixels"]),
         (["evaluate", "--likelihood", "-1"], ["likelihood", "-1"]),
         (["sample", "3", "--sampler", ""], ["unknown sampler ''"]),
+        (["invert", "3", "--image", "nowhere.png"], ["nowhere.png", "does not exist"]),
+        (["invert", "3", "--image", "DIGIT", "--method", "ddpm"], ["method 'ddpm'", "heun"]),
+        (["invert", "3", "--image", "DIGIT", "--num-inference-steps", "1"], ["steps", ">= 2"]),
+        (["invert", "3", "--image", "DIGIT", "--out", "i.gif"], ["i.gif", ".png"]),
         (["sample", "3", "--out", "x" * 300 + ".png"], ["xxx"]),
         (["evaluate", "--guidance-scale", "nan"], ["guidance_scale", "nan"]),
         (["evaluate", "--guidance-interval", "nan", "1"], ["guidance_interval", "nan"]),
@@ -253,7 +279,9 @@ def below_a_file(tmp_path):
 def test_mistakes_are_one_line_and_exit_code_2(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     below = below_a_file(tmp_path)
+    Image.new("L", (28, 28)).save(tmp_path / "digit.png")
     places = {"BELOW": below, "OUT": str(tmp_path / "out"), "FILE": str(tmp_path / "file")}
+    places["DIGIT"] = "digit.png"
     for mark, place in places.items():
         arguments = [a.replace(mark, place) for a in arguments]
         words = [w.replace(mark, place) for w in words]
@@ -304,6 +332,19 @@ def test_interrupting_exits_with_130(tmp_path, monkeypatch, capsys):
     assert main(["sample", "3", "--device", "cpu", "--out", str(tmp_path / "s.png")]) == 130
     error = capsys.readouterr().err
     assert "interrupted" in error and "--resume" not in error
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("[" * 100_000, "nested too deeply"), ("[1]", "must hold a JSON object")]
+)
+def test_metrics_that_are_none_are_refused_before_anything_is_written(
+    content, words, tmp_path, capsys
+):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "metrics.json").write_text(content)
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err
+    assert not any((tmp_path / "out").glob("*"))
 
 
 def test_exported_metrics_belong_to_the_exported_settings():

@@ -135,6 +135,13 @@ USES = {
         SAMPLING | DEVICE | {"--other-seed": whole, "--frames": counts},
         ["--frames", "2", *SHORT],
     ),
+    "invert": (
+        ["--image", "digit.png"],
+        DEVICE
+        | {"--image": texts, "--num-inference-steps": counts, "--method": texts, "--out": paths}
+        | {"--model": texts, "--guidance-scale": real},
+        ["--num-inference-steps", "2"],
+    ),
     "evaluate": (
         [],
         GUIDANCE
@@ -154,8 +161,8 @@ USES = {
     "export": ([], {"--out": paths}, []),
     "info": ([], {"--model": texts, "--depth": whole}, []),
 }
-POSITIONAL = {"sample": (1, 3), "edit": (1, 3), "interpolate": (1, 2), "train": (0, 1)}
-POSITIONAL |= {"export": (1, 1)}
+POSITIONAL = {"sample": (1, 3), "edit": (1, 3), "interpolate": (1, 2), "invert": (1, 2)}
+POSITIONAL |= {"train": (0, 1), "export": (1, 1)}
 
 
 @st.composite
@@ -208,7 +215,7 @@ FILES = {"--out", "--model", "--data", "--image", "--mask-image", "--trajectory"
 @pytest.mark.parametrize("command", USES)
 def test_a_file_that_cannot_be(command):
     first, options, last = USES[command]
-    words = ["3"] if command in ("sample", "edit", "interpolate") else []
+    words = ["3"] if command in ("sample", "edit", "interpolate", "invert") else []
     words += ["run"] if command == "export" else []
     for option in sorted(FILES & set(options)):
         for name in UNUSABLE:

@@ -204,6 +204,24 @@ def test_slerp():
     assert middle.std() == pytest.approx(1, abs=0.03) and middle.dtype == np.float32
 
 
+@pytest.mark.parametrize("edit", [image_to_image, inpaint])
+def test_each_prompt_has_its_own_negative(pipe, edit):
+    """One for all, or one a prompt; each picture of a prompt has its prompt's."""
+    given = (picture(3), mask()) if edit is inpaint else (picture(3),)
+    options = PLAIN | {"num_images_per_prompt": 2, "guidance_scale": 3.0}
+
+    def drawn(negative):
+        prompts = ["seven", "a bold 3"]
+        return pixels(edit(pipe, prompts, *given, negative_prompt=negative, **options))
+
+    none, eight = drawn(None), drawn("eight")
+    assert (none != eight).any(axis=(1, 2)).all()
+    np.testing.assert_array_equal(drawn(["eight", "eight"]), eight)
+    each = drawn(["eight", ""])
+    np.testing.assert_array_equal(each[:2], eight[:2])
+    np.testing.assert_array_equal(each[2:], none[2:])
+
+
 # There and back ----------------------------------------------------------------------------
 
 
@@ -226,9 +244,9 @@ def test_inversion_and_reconstruction(pipe):
 
 # What is refused ---------------------------------------------------------------------------
 
-ONE = picture(0)
+ONE, LATENT = picture(0), np.zeros((1, 8, 8, 4), np.float32)
 WRONG = [
-    (image_to_image, (ONE,), {"strength": 1.5}, "strength must be a number in 0 ... 1, not 1.5"),
+    (image_to_image, (ONE,), {"strength": 1.5}, "strength must be a finite number in 0 ... 1"),
     (image_to_image, (ONE,), {"strength": -0.1}, "strength must be"),
     (image_to_image, (ONE,), {"strength": float("nan")}, "strength must be"),
     (image_to_image, (ONE,), {"strength": "all"}, "strength must be"),
@@ -247,9 +265,19 @@ WRONG = [
     (inpaint, (ONE, mask()), {"resamplings": 0}, "resamplings must be a whole number >= 1"),
     (interpolate, (), {"frames": 1}, "frames must be a whole number >= 2"),
     (interpolate, (), {"other_seed": -1}, "other_seed must be a whole number >= 0"),
-    (interpolate, (), {"prompt": 7}, "prompt must be a text"),
+    (interpolate, (), {"prompt": 7}, "prompt must be one text, not 7"),
+    (interpolate, (), {"prompt": ["1", "2"]}, "prompt must be one text, not"),
+    (interpolate, (), {"other_prompt": ["1"]}, "other_prompt must be one text, not"),
+    (image_to_image, (ONE,), {"negative_prompt": ["1", "2"]}, "2 negative prompts for 1 prompts"),
     (invert, (ONE,), {"method": "dpmpp_2m"}, "unknown method 'dpmpp_2m': use one of heun, euler"),
-    (invert, (ONE,), {"num_inference_steps": 0}, "num_inference_steps must be a whole number"),
+    (invert, (ONE,), {"num_inference_steps": 1}, "num_inference_steps must be a whole number >= 2"),
+    (reconstruct, (LATENT,), {"num_inference_steps": 1}, "num_inference_steps must be"),
+    (reconstruct, (LATENT,), {"method": "ddpm"}, "unknown method 'ddpm': use one of heun, euler"),
+    (reconstruct, (LATENT * np.float32("nan"),), {}, "latents must be an array .* of finite"),
+    (reconstruct, (LATENT[:, :4],), {}, r"latents must be an array \(1, 8, 8, 4\)"),
+    (reconstruct, (LATENT[:0],), {}, "latents must be an array"),
+    (reconstruct, (ONE,), {}, "latents must be an array .* not Image"),
+    (reconstruct, (LATENT,), {"prompt": ["1", "2"]}, "2 prompts for the latents of 1 pictures"),
 ]
 
 

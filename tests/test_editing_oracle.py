@@ -235,6 +235,11 @@ def test_a_classifier_acts_in_its_interval_on_a_model_without_guidance(pipe):
     assert all(len(x) == 2 for x, _, _ in pipe.asked)  # guidance would take twice the rows
     with pytest.raises(ValueError, match="classifier_scale must be a finite number"):
         classifier_guided(pipe, Sees(), [1], classifier_scale="2")
+    with pytest.raises(ValueError, match="classifier_scale, not guidance_scale"):
+        classifier_guided(pipe, Sees(), [1], guidance_scale=2.0)
+    for classes in ([[1], [2, 3]], [], 3, [1.5], [-1], [99], None):
+        with pytest.raises(ValueError, match=r"classes must be a list of whole numbers 0 \.\.\."):
+            classifier_guided(pipe, Sees(), classes)
 
 
 def test_the_classifier_sees_scaled_noise_and_its_level(rng):

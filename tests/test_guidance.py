@@ -261,7 +261,7 @@ def test_bad_input_is_refused():
                 guide(zero, scale, interval=interval)
     assert checked_interval([0.5, math.inf]) == (0.5, EVERYWHERE[1])  # JSON has no infinity
     for rescale in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=r"guidance_rescale must be in 0 \.\.\. 1"):
+        with pytest.raises(ValueError, match=r"guidance_rescale must be .* in 0 \.\.\. 1"):
             guide(zero, 2.0, guidance_rescale=rescale)
     for scale in (math.nan, math.inf):
         with pytest.raises(ValueError, match="guidance_scale"):

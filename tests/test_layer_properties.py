@@ -18,7 +18,6 @@ from ldm_numpy.ops.attention import Attention
 from ldm_numpy.ops.winograd import WinogradConv2d
 from ldm_numpy.tensor import Tensor, gradients
 
-from . import hypothesis_profile  # noqa: F401  (its settings are for every test here)
 from .test_ops import naive_attention, naive_group_norm
 
 ATTENTION = sys.modules[Attention.__module__]  # ops.attention itself names the function

@@ -223,14 +223,17 @@ def test_what_these_metrics_refuse():
             metric(a, a[:, :2])
         with pytest.raises(ValueError, match="n >= 2"):
             metric(a, a[:1])
-    for k in (0, 10):
-        with pytest.raises(ValueError, match=r"k must be in 1 \.\.\. 9, not"):
+    for k in (0, 1.5, True, 10):
+        with pytest.raises(ValueError, match=r"k must be (in 1 \.\.\. 9|a whole number >= 1), not"):
             precision_recall(a, a, k)
-        with pytest.raises(ValueError, match=r"k in 1 \.\.\. 9, not"):
+        with pytest.raises(ValueError, match=r"k (in 1 \.\.\. 9|must be a whole number >= 1), not"):
             nearest(a, a[:9], k)
+    for pair in ((a, a * math.nan), (a * math.inf, a)):
+        with pytest.raises(ValueError, match="queries and data must be finite"):
+            nearest(*pair)
     with pytest.raises(ValueError, match="must be as wide"):
         nearest(a, a[:, :2])
-    for options in ({"repeats": 1}, {"level": 1.0}):
+    for options in ({"repeats": 1}, {"repeats": 2.5}, {"level": 1.0}, {"level": math.nan}):
         arguments = {"repeats": 10, "level": 0.9} | options
-        with pytest.raises(ValueError, match="repeats >= 2 and 0 < level < 1"):
+        with pytest.raises(ValueError, match=f"{min(options)} must"):
             bootstrap_interval(kernel_distance, a, a, rng=np.random.default_rng(0), **arguments)

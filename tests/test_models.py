@@ -208,6 +208,21 @@ def test_classifiers(config, rng):
         np.testing.assert_array_equal(model.head(embedded).data, model(batch).data)
 
 
+def test_an_empty_batch(rng):
+    """No pictures in, none out, and the gradients of nothing are zero."""
+    reader, net = Classifier(classifier.READER, seed=0), UNet(unet.MNIST, seed=0)
+    latents, states = np.zeros((0, 8, 8, 4), np.float32), np.zeros((0, 4, 64), np.float32)
+    runs = {
+        (0, 10): (reader, lambda: reader(images(rng, 28, n=0))),
+        (0, 8, 8, 4): (net, lambda: net(latents, np.ones(0, np.float32), states)),
+    }
+    for shape, (network, run) in runs.items():
+        y = run()
+        assert y.shape == shape
+        y.sum().backward()
+        assert all(p.grad is None or not p.grad.any() for p in network.parameters())
+
+
 def test_the_reader_is_another_network():
     reader, perceptual = Classifier(classifier.READER), Classifier(classifier.PERCEPTUAL)
     shapes = [{n: a.shape for n, a in m.state_dict().items()} for m in (reader, perceptual)]

@@ -139,9 +139,11 @@ def test_levels_that_a_process_does_not_reach(sigma):
     most = float(short.sigma(short.t_max))
     D = as_denoiser(lambda x, t, cond: x, short, "epsilon")
     D(np.ones((2, 2)), most)
-    with pytest.raises(ValueError, match=r"VP ends at noise level 0\.8.*no time for 40"):
-        D(np.ones((2, 2)), sigma)
-    with pytest.raises(ValueError, match="VP ends at noise level"):
+    words = r"VP has noise levels 0\.002 \.\.\. 0\.8\d*: it has no time for "
+    for level in (sigma, sigma / 1e6, -sigma, sigma * math.nan):
+        with pytest.raises(ValueError, match=words):
+            D(np.ones((2, 2)), level)
+    with pytest.raises(ValueError, match=words + "40"):
         euler_maruyama(MIXTURE.denoiser, np.ones((2, 2)), [40.0, 0.1, 0.0],
                        rng=np.random.default_rng(0), process=short)  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ldm_numpy import checkpoint, images, model_folder, pipeline
-from ldm_numpy.diffusion.samplers import SAMPLERS
+from ldm_numpy.diffusion.samplers import SAMPLERS, edm_stochastic
 from ldm_numpy.diffusion.schedules import SCHEDULES, karras_sigmas
 from ldm_numpy.text import Tokenizer
 
@@ -270,6 +270,20 @@ def test_negative_prompts(pipe):
         pipe(pair, negative_prompt=["eight"])
 
 
+def test_a_sampler_and_a_schedule_with_settings_of_their_own(pipe):
+    options = {"seed": 2, "num_inference_steps": 4, "guidance_scale": 1.0}
+    plain = pipe.sample(["seven"], sampler="edm_stochastic", **options)
+    assert close(pipe.sample(["seven"], sampler=edm_stochastic, **options), plain)
+    calm = pipe.sample(["seven"], sampler=partial(edm_stochastic, churn=0), **options)
+    assert close(calm, pipe.sample(["seven"], sampler="heun", **options))
+    assert not close(calm, plain, 0.01)
+    straight = pipe.sample(["seven"], sampler="heun", schedule="linear", **options)
+    rho = partial(karras_sigmas, rho=1)
+    assert close(pipe.sample(["seven"], sampler="heun", schedule=rho, **options), straight)
+    with pytest.raises(ValueError, match="eta is for the sampler ddim"):
+        pipe.sample(["seven"], sampler=edm_stochastic, eta=0.5)
+
+
 # Prompts -----------------------------------------------------------------------------------
 
 
@@ -307,7 +321,7 @@ def test_any_text_is_a_prompt(pipe, prompt):
         ({"num_images_per_prompt": -1}, "num_images_per_prompt must be a whole number >= 1"),
         ({"sampler": "dim"}, "unknown sampler 'dim': use one of euler, heun, dpmpp_2m"),
         ({"schedule": "cos"}, "unknown schedule 'cos': use one of karras, linear, cosine"),
-        ({"sampler": "ddim", "eta": 1.5}, "eta must be in 0 ... 1, got 1.5"),
+        ({"sampler": "ddim", "eta": 1.5}, "eta must be a finite number in 0 ... 1, not 1.5"),
         ({"sampler": "ddim", "eta": "all"}, "eta must be a finite number"),
         ({"sampler": "heun", "eta": 0.5}, "eta is for the sampler ddim, not for heun"),
         ({"schedule": "ddpm", "num_inference_steps": 2000}, "DDPM has .* levels"),
@@ -318,7 +332,7 @@ def test_any_text_is_a_prompt(pipe, prompt):
         ({"sampler": []}, "unknown sampler"),
         ({"guidance_scale": "2"}, "guidance_scale must be a finite number"),
         ({"guidance_interval": (2, 1)}, "guidance_interval: 0 <= low < high is needed"),
-        ({"guidance_rescale": 1.5}, "guidance_rescale must be in 0 ... 1, got 1.5"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be a finite number in 0 ... 1"),
         ({"guidance_rescale": None}, "guidance_rescale must be a finite number"),
         ({"guidance_interval": 3}, "guidance_interval must be"),
         ({"callback": "print"}, "callback must be a function"),

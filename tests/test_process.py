@@ -209,8 +209,27 @@ def test_a_time_for_each_row(process):
 @pytest.mark.parametrize("kind", [VE, CosineVP, RectifiedFlow])
 @pytest.mark.parametrize("levels", [(0, 1), (-1, 1), (1, 1), (2, 1), (0.1, math.inf)])
 def test_impossible_levels(kind, levels):
-    with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
+    with pytest.raises(ValueError, match=r"0 < sigma_min < sigma_max|sigma_max must be a finite"):
         kind(*levels)
+
+
+EACH = pytest.param(np.array([0.0, 1.1]), marks=pytest.mark.host)  # a GPU is not waited for
+
+
+@pytest.mark.parametrize("kind", PROCESSES.values())
+@pytest.mark.parametrize("t", [-0.1, 1.1, math.nan, EACH])
+def test_times_outside_a_process_are_refused(kind, t):
+    process, x = kind(), np.zeros((2, 3))
+    wanted = f"{kind.__name__} has times .* got"
+    for use in (
+        lambda: process.kernel(t),
+        lambda: process.kernel(process.t_max, t),
+        lambda: process.perturb(x, t, x),
+        lambda: process.score(lambda x, sigma, cond: x, x, t),
+        lambda: process.velocity(lambda x, sigma, cond: x, x, t),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            use()
 
 
 def test_errors():
@@ -222,7 +241,13 @@ def test_errors():
     for span in ((0.5, 0.5), (0.5, 0.2), (-0.1, 0.5), (0.5, 1.1)):
         with pytest.raises(ValueError, match="times must rise within"):
             process.simulate(x, *span, 10, rng)
-    with pytest.raises(ValueError, match="steps must be at least 1"):
-        process.simulate(x, 0.2, 0.5, 0, rng)
+    for steps in (0, 1.5, True, math.nan):
+        with pytest.raises(ValueError, match="steps must be a whole number >= 1"):
+            process.simulate(x, 0.2, 0.5, steps, rng)
+    for h in (-1, math.nan, 2):
+        with pytest.raises(ValueError, match=r"h must be a finite number in 0 \.\.\. 1"):
+            CosineVP(h=h)
+    with pytest.raises(ValueError, match=r"start 0\.5 is later than t = 0\.2"):
+        process.kernel(0.2, 0.5)
     with pytest.raises(ValueError, match=r"times have shape \(2,\): give a number, or \(3,\)"):
         process.drift(x, np.array([0.1, 0.2]))

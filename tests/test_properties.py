@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 
 from ldm_numpy.tensor import Tensor, concatenate, gradients, where
 
-from . import hypothesis_profile  # noqa: F401  (its settings are for every test here)
-
 SIDES = {"min_side": 0, "max_side": 4}
 shapes = hnp.array_shapes(min_dims=0, max_dims=4, **SIDES)
 seeds = st.integers(0, 2**32 - 1)

@@ -71,6 +71,9 @@ def test_karras_levels():
     [
         (0,),
         (-1,),
+        (2.5,),
+        (True,),
+        (math.nan,),
         (5, 0, 1),
         (5, -1, 1),
         (5, 1, 1),
@@ -83,5 +86,5 @@ def test_karras_levels():
 def test_impossible_levels_are_refused(arguments):
     for schedule in SCHEDULES.values():
         if len(arguments) < 4 or schedule is karras_sigmas:
-            with pytest.raises(ValueError, match=r"steps|sigma_min|rho"):
+            with pytest.raises(ValueError, match=r"steps|sigma_min|sigma_max must be a finite|rho"):
                 schedule(*arguments)

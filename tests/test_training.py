@@ -203,6 +203,15 @@ def test_other_options_are_refused_by_name(options, seed, words, undisturbed):
     assert file(folder, "classifier").read_bytes() == before
 
 
+def test_a_checkpoint_without_the_optimizers_state_is_refused(undisturbed, tmp_path):
+    folder, _ = undisturbed("classifier")
+    arrays, metadata = checkpoint.load(file(folder, "classifier"))
+    del arrays["optimizer/m"]
+    checkpoint.save(file(tmp_path, "classifier"), arrays, metadata)
+    with pytest.raises(ValueError, match="cannot be gone on from: it has no optimizer/m"):
+        run(tiny.stage("classifier"), tmp_path, 0, resume=True)
+
+
 def test_another_network_or_other_data_are_refused(undisturbed):
     folder, _ = undisturbed("classifier")
     stage = tiny.stage("classifier")

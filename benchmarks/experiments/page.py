@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from ldm_numpy.files import write_atomically
+from lessons.plots import COLOURS
 
 from .text import HEAD, WORDS
 
@@ -104,7 +105,8 @@ def samplers_figure(rows: dict) -> Figure:
     left, right = figure.subplots(1, 2)
     for i, (name, group) in enumerate(by_sampler(rows).items()):
         x = [r["evaluations"] for r in group]
-        style = {"marker": "os^v"[i % 4], "markersize": 4, "label": name, "color": f"C{i}"}
+        style = {"marker": "os^vD"[i % 5], "markersize": 4, "label": name,
+                 "color": COLOURS[i % 5], "linestyle": ("-", "--")[i // 5]}  # fmt: skip
         left.plot(x, [r["frechet"] / r["floor"] for r in group], **style)
         right.plot(x, [100 * r["all"] for r in group], **style)
     left.axhline(1, color="grey", linestyle=":")

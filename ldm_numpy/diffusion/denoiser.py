@@ -15,16 +15,15 @@ and `cond` an opaque value that only the network interprets. A Tensor in gives a
 can be differentiated; an array in gives an array out, and no graph.
 """
 
-import math
-
 import numpy as np
 from scipy.special import ndtri
 
 from .. import ops
 from ..backend import array_module
+from ..checks import known, positive
 from ..function import raw
 from ..tensor import Tensor, no_grad
-from .objectives import OBJECTIVES, known, loss_weight
+from .objectives import OBJECTIVES, loss_weight
 
 
 def per_sample(sigma, x):
@@ -80,11 +79,9 @@ class Denoiser:
     """
 
     def __init__(self, network, sigma_data: float, objective: str = "edm"):
-        if not (math.isfinite(sigma_data) and sigma_data > 0):
-            raise ValueError(f"sigma_data must be positive and finite, got {sigma_data}")
         self.objective = known("objective", objective, OBJECTIVES)
         self.network = network
-        self.sigma_data = float(sigma_data)
+        self.sigma_data = positive("sigma_data", sigma_data)
 
     def __call__(self, x, sigma, cond=None):
         """x (N, ...), sigma a number or (N,) -> estimate of the clean sample (N, ...)."""
@@ -103,8 +100,7 @@ def edm_sigmas(normals, P_mean: float = -1.2, P_std: float = 1.2):
     Most of them lie where there is something to learn: with hardly any noise the answer is x, with
     nothing but noise it is the mean (Karras et al. 2022, Table 1 and Figure 5a).
     """
-    if not P_std > 0:
-        raise ValueError(f"P_std must be positive, got {P_std}")
+    positive("P_std", P_std)
     return array_module(normals).exp(P_mean + P_std * normals)
 
 

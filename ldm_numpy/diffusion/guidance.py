@@ -1,8 +1,8 @@
 """Guidance: a D made of others, whose samples follow a condition more closely, or flee from one."""
 
-import math
 from numbers import Real
 
+from ..checks import number
 from ..tensor import Tensor, concatenate, gradients
 from .denoiser import per_sample
 
@@ -42,10 +42,8 @@ def guide(
     Raises ValueError for a scale that is not finite, for what is no interval, and for a
     guidance_rescale outside 0 ... 1.
     """
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale must be a finite number, got {guidance_scale}")
-    if not 0 <= guidance_rescale <= 1:
-        raise ValueError(f"guidance_rescale must be in 0 ... 1, got {guidance_rescale}")
+    number("guidance_scale", guidance_scale)
+    number("guidance_rescale", guidance_rescale, 0, 1)
     low, high = checked_interval(interval)
     if guidance_scale == 1:
         return D
@@ -98,8 +96,7 @@ def classifier_guide(D, log_probability, guidance_scale: float, interval=EVERYWH
     The result takes arrays, not Tensors: its gradient would be a second derivative. Raises
     ValueError for a scale that is not finite, and for what is no interval.
     """
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale must be a finite number, got {guidance_scale}")
+    number("guidance_scale", guidance_scale)
     low, high = checked_interval(interval)
 
     def guided(x, sigma, cond=None):

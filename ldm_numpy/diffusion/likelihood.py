@@ -19,6 +19,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from ..backend import array_module, to_device, to_host
+from ..checks import number, positive
 from ..tensor import Tensor, gradients
 from .process import checked_levels
 
@@ -69,12 +70,13 @@ def log_likelihood(
             leaves out moves the result by about |m| / sigma_max
         rtol, atol: of the solver, `scipy.integrate.solve_ivp` with "RK45"
 
-    Raises ValueError for levels that do not rise, tolerances that are too small, and where the
-    solver gives up.
+    Raises ValueError for levels that do not rise, tolerances or a sigma_data that make no sense,
+    and where the solver gives up.
     """
     checked_levels(sigma_min, sigma_max)
-    if not (1e-12 <= rtol < math.inf and 0 < atol < math.inf):
-        raise ValueError(f"need rtol >= 1e-12 and atol > 0, got {rtol} and {atol}")
+    number("rtol", rtol, 1e-12, 1)
+    for name, value in {"atol": atol, "sigma_data": sigma_data}.items():
+        positive(name, value)
     n, d, xp = len(x), math.prod(x.shape[1:]), array_module(x)
     device = "cpu" if xp is np else "gpu"
     signs = None

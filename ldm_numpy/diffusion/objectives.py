@@ -33,7 +33,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..backend import array_module
-from .process import Process, along, checked_time
+from ..checks import known
+from .process import Process, along, checked_process, checked_time
 
 
 class Objective(NamedTuple):
@@ -75,13 +76,6 @@ WEIGHTINGS = ("target", "likelihood", "min_snr")
 MIN_SNR_GAMMA = 5.0
 
 
-def known(what: str, name: str, choices):
-    """`name`, if it is one of the choices; ValueError that lists them otherwise."""
-    if not isinstance(name, str) or name not in choices:
-        raise ValueError(f"unknown {what} {name!r}: use one of {', '.join(choices)}")
-    return name
-
-
 def loss_weight(sigma, sigma_data: float, objective: str = "edm", weighting: str = "target"):
     """What the squared error of D counts at noise levels `sigma`, an array."""
     known("weighting", weighting, WEIGHTINGS)
@@ -120,10 +114,11 @@ def target(prediction: str, process: Process, t):
 def as_denoiser(network, process: Process, prediction: str):
     """The D of a network that was trained under a process: network(x_t, t, cond) -> T.
 
-    It can then be sampled under any other. Raises ValueError for an unknown prediction, and D
-    does for levels that the process does not reach.
+    It can then be sampled under any other. Raises ValueError for an unknown prediction and for what
+    is no process, and D does for levels that the process does not reach.
     """
     known("prediction", prediction, PREDICTIONS)
+    checked_process(process)
 
     def D(x, sigma, cond=None):
         t = checked_time(process, sigma)
@@ -138,6 +133,7 @@ def as_prediction(D, process: Process, prediction: str):
     """The reverse: what a network trained under a process would answer, network(x_t, t, cond) -> T,
     as D has it."""
     known("prediction", prediction, PREDICTIONS)
+    checked_process(process)
 
     def network(x_t, t, cond=None):
         alpha, beta = target(prediction, process, t)

@@ -33,6 +33,7 @@ from numbers import Real
 import numpy as np
 
 from ..backend import array_module
+from ..checks import number, whole
 from ..function import raw
 
 
@@ -81,11 +82,26 @@ class Process:
             scale = s(t) / s(start)     deviation^2 = s(t)^2 (sigma(t)^2 - sigma(start)^2)
 
         Without `start` it is given the clean x0: s(t) and s(t) sigma(t). (Song et al. 2021, eq. 29)
+        Raises ValueError for times outside the process's, or a start that is later than t.
         """
+        self.checked_times(t)
         if start is None:
             return self.s(t), self.s(t) * self.sigma(t)
+        self.checked_times(start)
+        if array_module(t) is array_module(start) is np and np.any(np.asarray(start) > t):
+            raise ValueError(f"a kernel leads forwards: start {start} is later than t = {t}")
         grown = self.sigma(t) ** 2 - self.sigma(start) ** 2
         return self.s(t) / self.s(start), self.s(t) * functions(grown).sqrt(grown)
+
+    def checked_times(self, t) -> None:
+        """ValueError for times outside t_min ... t_max, but for rounding. Those on a GPU are taken
+        as they are: looking at them would make the host wait."""
+        slack = 1e-6 * (self.t_max - self.t_min)
+        if array_module(t) is np:
+            inside = (np.asarray(t) >= self.t_min - slack) & (np.asarray(t) <= self.t_max + slack)
+            if not inside.all():
+                raise ValueError(f"{type(self).__name__} has times {self.t_min:g} ... "
+                                 f"{self.t_max:g}, got {t}")  # fmt: skip
 
     def perturb(self, x0, t, noise):
         """x(t) made of clean data and white noise of the same shape."""
@@ -104,8 +120,7 @@ class Process:
             raise ValueError(
                 f"times must rise within {self.t_min:g} ... {self.t_max:g}, got {start} and {end}"
             )
-        if steps < 1:
-            raise ValueError(f"the number of steps must be at least 1, got {steps}")
+        whole("steps", steps, at_least=1)
         xp, dt = array_module(x), (end - start) / steps
         for i in range(steps):
             t = start + i * dt
@@ -130,6 +145,7 @@ class Process:
 
     def score(self, D, x, t, cond=None):
         """grad log p_t(x) = (s D(x / s; sigma, cond) - x) / (s sigma)^2."""
+        self.checked_times(t)
         s, sigma = self.s(t), self.sigma(t)
         scale = along(s, x)
         return (D(x / scale, sigma, cond) * scale - x) / along(s * sigma, x) ** 2
@@ -240,6 +256,7 @@ class CosineVP(Process):
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, h: float = 0.008):
         checked_levels(sigma_min, sigma_max)
+        number("h", h, 0, 1)
         self.h, self.rate = h, math.pi / 2 / (1 + h)
         self.u0 = h * self.rate
         self.t_min, self.t_max = self.time(sigma_min), self.time(sigma_max)
@@ -316,20 +333,29 @@ def along(value, x):
 
 
 def checked_time(process: Process, sigma):
-    """`process.time(sigma)`; ValueError for levels beyond its largest, which no model of it knows.
+    """`process.time(sigma)`; ValueError for levels outside its own, which no model of it knows.
 
     Values on a GPU are taken as they are: looking at them would make the host wait.
     """
-    most = float(process.sigma(process.t_max))
-    if array_module(sigma) is np and np.max(sigma) > most * (1 + 1e-6):
-        raise ValueError(
-            f"{type(process).__name__} ends at noise level {most:g}: it has no time for "
-            f"{np.max(sigma):g}"
-        )
+    least, most = float(process.sigma(process.t_min)), float(process.sigma(process.t_max))
+    if array_module(sigma) is np:
+        given, slack = np.asarray(sigma), 1 + 1e-6
+        if not np.all((given >= least / slack) & (given <= most * slack)):
+            raise ValueError(f"{type(process).__name__} has noise levels {least:g} ... {most:g}: "
+                             f"it has no time for {sigma}")  # fmt: skip
     return process.time(sigma)
+
+
+def checked_process(process) -> Process:
+    """The process, if it is one; ValueError otherwise."""
+    if not isinstance(process, Process):
+        names = ", ".join(f"{kind.__name__}()" for kind in PROCESSES.values())
+        raise ValueError(f"process must be one of {names}, not {process!r}")
+    return process
 
 
 def checked_levels(sigma_min: float, sigma_max: float) -> None:
     """ValueError unless 0 < sigma_min < sigma_max, both finite."""
-    if not 0 < sigma_min < sigma_max < math.inf:
+    levels = number("sigma_min", sigma_min), number("sigma_max", sigma_max)
+    if not 0 < levels[0] < levels[1]:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")

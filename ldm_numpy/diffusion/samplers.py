@@ -41,8 +41,9 @@ from itertools import pairwise
 from scipy.integrate import solve_ivp
 
 from ..backend import array_module, to_host
+from ..checks import known, number, positive, whole
 from .denoiser import score
-from .process import VE, Process, checked_time
+from .process import VE, Process, checked_process, checked_time
 
 
 def euler(D, x, sigmas, cond=None, *, rng=None, callback=None):
@@ -110,10 +111,10 @@ def probability_flow(
     Song et al. 2021, section 4.3 and appendix D.2 (`scipy.integrate.solve_ivp`, "RK45"; it works on
     the host, in float64).
 
-    Raises ValueError unless rtol >= 1e-12 and atol > 0, and where the solver gives up.
+    Raises ValueError unless 1e-12 <= rtol <= 1 and atol > 0, and where the solver gives up.
     """
-    if not (1e-12 <= rtol < math.inf and 0 < atol < math.inf):
-        raise ValueError(f"need rtol >= 1e-12 and atol > 0, got {rtol} and {atol}")
+    number("rtol", rtol, 1e-12, 1)
+    positive("atol", atol)
     steps = _steps(sigmas)
     xp, shape, dtype = array_module(x), x.shape, x.dtype
     levels = [high for _, high, _ in steps] + [low for *_, low in steps[-1:] if low > 0]
@@ -150,8 +151,7 @@ def ddim(D, x, sigmas, cond=None, *, rng=None, callback=None, eta: float = 0.0):
     `euler`, with eta = 1 `ddpm`. Song et al. 2020, "Denoising Diffusion Implicit Models", eq. 12
     and 16, for x / sqrt(alpha_bar). Raises ValueError unless 0 <= eta <= 1.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in 0 ... 1, got {eta}")
+    number("eta", eta, 0, 1)
     noise = _noise("ddim", x, rng) if eta > 0 else None
     for step, sigma, sigma_next in _steps(sigmas):
         sigma_up = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
@@ -219,13 +219,12 @@ def edm_stochastic(
     Churn corrects what earlier steps did wrong, and D's own errors, at the cost of new ones; noise
     a little too large makes up for a D that removes too much. Karras et al. 2022, Algorithm 2
     (S_churn, S_tmin, S_tmax, S_noise; defaults as for ImageNet, in its Table 5). Raises ValueError
-    for a negative setting.
+    for a setting that is negative or not finite (`high` may be infinite).
     """
-    if min(churn, low, noise_scale) < 0 or not low <= high:
-        raise ValueError(
-            f"need churn >= 0, noise_scale >= 0 and 0 <= low <= high, got churn {churn}, "
-            f"noise_scale {noise_scale}, low {low}, high {high}"
-        )
+    for name, value in {"churn": churn, "low": low, "noise_scale": noise_scale}.items():
+        number(name, value, least=0)
+    if not low <= high:
+        raise ValueError(f"low must be at most high, got {low} and {high}")
     noise, steps = _noise("edm_stochastic", x, rng), _steps(sigmas)
     gamma = min(churn / len(steps), math.sqrt(2) - 1)
     for step, sigma, sigma_next in steps:
@@ -249,12 +248,15 @@ def euler_maruyama(
     default VE, whose scale is 1. Raises ValueError for levels that the process does not reach.
     """
     noise, steps = _noise("euler_maruyama", x, rng), _steps(sigmas)
-    process = process or VE(sigma_max=max(80.0, steps[0][1]))
+    if process is None:
+        least = min(low or high for _, high, low in steps)
+        process = VE(sigma_min=min(0.002, least), sigma_max=max(80.0, steps[0][1]))
+    checked_process(process)
     for step, sigma, sigma_next in steps:
         if sigma_next == 0:
             x = D(x, sigma, cond)
         else:
-            t, t_next = checked_time(process, sigma), process.time(sigma_next)
+            t, t_next = checked_time(process, sigma), checked_time(process, sigma_next)
             scaled = process.s(t) * x
             scaled = scaled + (t_next - t) * process.reverse_drift(D, scaled, t, cond)
             scaled = scaled + process.diffusion(t) * math.sqrt(t - t_next) * noise()
@@ -276,8 +278,8 @@ def predictor_corrector(
     Song et al. 2021, Algorithms 1, 2 and 4 (VE), with a last step to 0 that lands on D.
     Raises ValueError unless snr > 0 and corrections >= 0.
     """
-    if not 0 < snr < math.inf or corrections < 0:
-        raise ValueError(f"need snr > 0 and corrections >= 0, got {snr} and {corrections}")
+    positive("snr", snr)
+    whole("corrections", corrections, at_least=0)
     noise = _noise("predictor_corrector", x, rng)
     for step, sigma, sigma_next in _steps(sigmas):
         if sigma_next == 0:
@@ -327,8 +329,7 @@ def invert(D, x, sigmas, cond=None, method: str = "heun"):
     Raises ValueError for other methods, and for levels that do not rise.
     """
     steps = {"heun": _heun_step, "euler": _euler_step}
-    if method not in steps:
-        raise ValueError(f"unknown method {method!r}: use one of {', '.join(steps)}")
+    known("method", method, steps)
     falling = _steps(list(sigmas)[::-1])
     if falling[-1][2] == 0:
         raise ValueError("at level 0 there is no slope to follow: start above it")

@@ -8,10 +8,9 @@ For n = 1 the levels are sigma_max and 0. The last step, from sigma_min to 0, la
 raises ValueError unless n >= 1 and 0 < sigma_min < sigma_max.
 """
 
-import math
-
 import numpy as np
 
+from ..checks import positive, whole
 from .process import CosineVP, checked_levels
 
 
@@ -26,8 +25,7 @@ def karras_sigmas(
     steps at low noise. Karras et al. 2022, eq. 5 (`get_sigmas_karras` in k-diffusion). Raises
     ValueError unless rho > 0.
     """
-    if not 0 < rho < math.inf:
-        raise ValueError(f"rho must be positive, got {rho}")
+    positive("rho", rho)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return _levels(n, sigma_min, sigma_max, lambda part: (high + part * (low - high)) ** rho)
 
@@ -75,10 +73,9 @@ def ddpm_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> li
     alpha_bars = np.cumprod(1 - np.linspace(first, last, 1000) ** 2)
     sigmas = np.sqrt((1 - alpha_bars) / alpha_bars)
     sigmas = sigmas[(sigmas >= sigma_min) & (sigmas <= sigma_max)][::-1]
-    if n > len(sigmas):
+    if whole("the number of steps", n, at_least=1) > len(sigmas):
         raise ValueError(f"DDPM has {len(sigmas)} levels between {sigma_min:g} and {sigma_max:g}, "
                          f"not {n}")  # fmt: skip
-    checked_count(n)
     chosen = np.linspace(0, len(sigmas) - 1, n).round().astype(int)
     return [*(float(sigma) for sigma in sigmas[chosen]), 0.0]
 
@@ -92,13 +89,8 @@ SCHEDULES = {
 }
 
 
-def checked_count(n: int) -> None:
-    if n < 1:
-        raise ValueError(f"the number of steps must be at least 1, got {n}")
-
-
 def _levels(n: int, sigma_min: float, sigma_max: float, level) -> list[float]:
     """level(0) ... level(1) at even parts of the way, and 0."""
-    checked_count(n)
+    whole("the number of steps", n, at_least=1)
     checked_levels(sigma_min, sigma_max)
     return [float(level(i / max(n - 1, 1))) for i in range(n)] + [0.0]

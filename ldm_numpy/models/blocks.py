@@ -50,7 +50,7 @@ class ResnetBlock2D(Module):
         h = self.conv1(self.norm1(x))  # (N, H, W, Cout)
         if self.time_emb_proj:
             shift = self.time_emb_proj(time)  # (N, Cout)
-            h = h + shift.reshape(len(shift), 1, 1, -1)
+            h = h + shift.reshape(len(shift), 1, 1, shift.shape[1])
         h = self.conv2(self.norm2(h))
         return h + (self.conv_shortcut(x) if self.conv_shortcut else x)
 

@@ -2,6 +2,7 @@
 architecture, reads the samples, so that no network is judged by the one it was trained against.
 """
 
+import math
 from dataclasses import dataclass
 
 from .. import ops
@@ -131,7 +132,8 @@ class Classifier(Module):
     def embed(self, images) -> Tensor:
         """The last layer but one (N, embedding_dim): a space in which digits can be compared."""
         x = ops.average_pool(self.features(images)[-1], self.config.pool)  # (N, h, w, C)
-        return ops.silu(self.embedding(x.reshape(len(x), -1)))  # (N, h w C) -> (N, D)
+        flat = x.reshape(len(x), math.prod(x.shape[1:]))  # (N, h w C)
+        return ops.silu(self.embedding(flat))  # (N, D)
 
     def forward(self, images) -> Tensor:
         return self.head(self.embed(images))

@@ -263,6 +263,8 @@ def restore(stage: Stage, optimizer: AdamW, ema: EMA, path: Path, seed: int) -> 
         raise ValueError(f"{found} was made with other options: {'; '.join(different)}")
     if found != path:
         reinstate(path)
+    if missing := {"optimizer/m", "optimizer/v"} - arrays.keys():
+        raise ValueError(f"{found} cannot be gone on from: it has no {min(missing)}")
     load_weights(stage, arrays, "ema")
     ema.average[...] = optimizer.weights
     load_weights(stage, arrays, "weights")

@@ -8,9 +8,10 @@ import numpy as np
 
 from .. import images
 from ..backend import array_module, generator, to_device
+from ..checks import known
 from ..data import captions, mnist
 from ..diffusion.denoiser import Denoiser, denoising_loss, edm_sigmas, stratified_normals
-from ..diffusion.objectives import OBJECTIVES, WEIGHTINGS, known
+from ..diffusion.objectives import OBJECTIVES, WEIGHTINGS
 from ..models.autoencoder import AutoencoderKL, PixelSpace
 from ..models.clip import CLIPTextModel
 from ..models.unet import UNet, UNetConfig

@@ -16,8 +16,9 @@ LIBRARY = Path(__file__).resolve().parents[2] / "ldm_numpy"
 
 # Every statement of these is in scope; of the other files one statement a function.
 DENSE = ("ops/", "primitives.py", "optim.py", "diffusion/guidance.py", "diffusion/samplers.py")
-SPARSE = ("diffusion/", "models/", "training/", "nn.py", "text.py", "data/captions.py",
-          "checkpoint.py", "files.py", "editing.py", "metrics.py", "parallel.py")  # fmt: skip
+SPARSE = ("diffusion/", "models/", "training/", "nn.py", "text.py", "data/", "checkpoint.py",
+          "files.py", "pipeline.py", "editing.py", "attention_maps.py", "metrics.py",
+          "parallel.py")  # fmt: skip
 STEP_METHODS = {"backward", "step"}
 
 SWAPPED_OPERATOR = {ast.Add: ast.Sub, ast.Sub: ast.Add}
