@@ -181,6 +181,9 @@ def test_text_is_pooled_at_its_first_end():
         states = model(ids)
         pooled = model.pool(states, ids).data
     np.testing.assert_array_equal(pooled, [states.data[0, 1], states.data[1, 3]])
+    other = CLIPTextModel(dataclasses.replace(TEXT, eos_token_id=7), seed=0)
+    at_end = other.pool(states, np.array([[1, 7, 30, 7], [40, 2, 3, 7]])).data
+    np.testing.assert_array_equal(at_end, [states.data[0, 1], states.data[1, 3]])
     with pytest.raises(ValueError, match="no end token 49"):
         model.pool(states, np.array([[1, 2], [1, 49]]))
 

@@ -189,10 +189,12 @@ def test_the_start_is_white_noise_of_the_highest_level(pipe):
     assert np.std(scaled) == pytest.approx(1, abs=0.02)
 
 
-def test_trajectory_scales_noisy_latents_back(pipe):
+def test_trajectory_scales_noisy_latents_back(pipe, monkeypatch):
     latents = pipe.sample(["seven"])
     assert close(pipe.trajectory(latents, 0), pipe.decode(latents), 1e-6)
     assert close(pipe.trajectory(latents * math.sqrt(10), 3), pipe.decode(latents), 1e-5)
+    monkeypatch.setattr(pipe, "config", dataclasses.replace(pipe.config, sigma_data=0.5))
+    assert close(pipe.trajectory(latents * math.sqrt(37), 3), pipe.decode(latents), 1e-5)
 
 
 def test_encode_and_decode_use_one_scale(pipe):

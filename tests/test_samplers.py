@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,6 +163,37 @@ def test_ddim_between_the_ode_and_ddpm():
     drawn = [f(D, x, levels, rng=np.random.default_rng(0), **o) for f, o in
              ((ddim, {"eta": 1}), (ddpm, {}))]  # fmt: skip
     np.testing.assert_array_equal(*drawn)
+
+
+def scripted(*shape, draws: int):
+    """Noise known beforehand: (the arrays, a generator that draws them one after another)."""
+    noise = np.random.default_rng(30).standard_normal((draws, *shape))
+    queue = iter(noise)
+    return noise, SimpleNamespace(standard_normal=lambda shape: next(queue))
+
+
+def test_one_step_of_ddim_by_hand():
+    """Eq. 12 and 16 of Song et al. 2020 for x / sqrt(alpha_bar), eta between its ends."""
+    x, (z, rng) = np.array([[3.0, -1.0], [0.5, 9.0]]), scripted(2, 2, draws=1)
+    found = ddim(MIXTURE.denoiser, x, [2.0, 1.5], rng=rng, eta=0.6)
+    up = 0.6 * 1.5 * math.sqrt(1 - (1.5 / 2) ** 2)
+    clean = MIXTURE.denoiser(x, 2.0)
+    expected = clean + math.sqrt(1.5**2 - up**2) * (x - clean) / 2 + up * z[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_predictor_and_two_correctors_by_hand():
+    """Algorithms 1, 2 and 4 of Song et al. 2021; norms are means over the rows."""
+    x, (z, rng) = np.array([[3.0, -1.0], [0.5, 9.0], [40.0, 2.0]]), scripted(3, 2, draws=3)
+    found = predictor_corrector(MIXTURE.denoiser, x, [2.0, 1.5], rng=rng, snr=0.3, corrections=2)
+    gone = 2.0**2 - 1.5**2
+    expected = x + gone * MIXTURE.score(x, 2.0) + math.sqrt(gone) * z[0]
+    for noise in z[1:]:
+        slope = MIXTURE.score(expected, 1.5)
+        size, steepness = (np.linalg.norm(a, axis=1).mean() for a in (noise, slope))
+        step = 2 * (0.3 * size / steepness) ** 2
+        expected = expected + step * slope + math.sqrt(2 * step) * noise
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_the_bias_of_langevins_steps():

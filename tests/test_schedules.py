@@ -49,6 +49,8 @@ def test_ddpm_levels_are_stable_diffusions():
     np.testing.assert_allclose(found[:-1], expected[::-1], rtol=1e-9)
     assert (found[0], found[-2]) == pytest.approx((14.6146, 0.0292), abs=1e-4)
     np.testing.assert_allclose(ddpm_sigmas(10)[:-1], expected[::-111], rtol=1e-9)
+    nearest = [0, 143, 285, 428, 571, 714, 856, 999]  # to sevenths of 999, by hand
+    np.testing.assert_allclose(ddpm_sigmas(8)[:-1], [expected[-1 - i] for i in nearest], rtol=1e-9)
     inside = ddpm_sigmas(5, 0.1, 5.0)
     assert 4.9 < inside[0] <= 5 and 0.1 <= inside[-2] < 0.11
     with pytest.raises(ValueError, match=r"DDPM has 1000 levels between 0\.002 and 80, not 1001"):
