@@ -324,3 +324,31 @@ def test_configurations_survive_json(config):
 def test_fourier_exponents_that_are_none(exponents):
     with pytest.raises(ValueError, match="fourier_exponents must be whole numbers"):
         UNetConfig(fourier_exponents=exponents)
+
+
+def test_clip_starts_as_openais_does():
+    """Deviations of Radford et al.'s `initialize_parameters`: a deep stack's sum stays small."""
+    dim, layers = 64, 8
+    config = dataclasses.replace(clip.MNIST_TEXT, num_hidden_layers=layers)
+    image = dataclasses.replace(clip.MNIST_VISION, num_hidden_layers=layers)
+    pair = CLIP(config, image, 48, seed=0)
+    inner, outer = dim**-0.5 * (2 * layers) ** -0.5, dim**-0.5
+    wanted = {
+        "q_proj": inner, "k_proj": inner, "v_proj": inner, "out_proj": outer,
+        "fc1": (2 * dim) ** -0.5, "fc2": inner, "token_embedding": 0.02, "patch_embedding": 0.02,
+        "position_embedding": 0.02, "text_projection": outer, "visual_projection": outer,
+    }  # fmt: skip
+    spreads = {}
+    for name, parameter in pair.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        layer = layer.rpartition(".")[2]
+        if kind == "weight" and parameter.ndim > 1:
+            spreads.setdefault(layer, []).append(parameter.data)
+        elif kind == "bias":
+            assert not parameter.data.any()
+        elif kind == "class_embedding":
+            assert parameter.data.std() == pytest.approx(outer, rel=0.25)
+    assert spreads.keys() == wanted.keys()
+    for layer, weights in spreads.items():
+        together = np.concatenate([w.ravel() for w in weights])
+        assert together.std() == pytest.approx(wanted[layer], rel=0.04), layer

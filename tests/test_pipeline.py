@@ -147,6 +147,10 @@ def test_threads_change_nothing(monkeypatch, sampler):
     np.testing.assert_array_equal(one, three)
 
 
+def test_a_cpu_works_in_shards_and_a_gpu_on_all_at_once(pipe):
+    assert pipe.shards.size == (pipeline.SHARD if pipe.device == "cpu" else None)
+
+
 def test_shards_fit_together(monkeypatch, pipe):
     """Seven pictures in shards of two are those of one shard."""
     whole = pipe.sample(["seven", "a thin 3"] * 3 + ["eight"])

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 from itertools import chain
 
@@ -210,6 +211,13 @@ def test_a_checkpoint_without_the_optimizers_state_is_refused(undisturbed, tmp_p
     checkpoint.save(file(tmp_path, "classifier"), arrays, metadata)
     with pytest.raises(ValueError, match="cannot be gone on from: it has no optimizer/m"):
         run(tiny.stage("classifier"), tmp_path, 0, resume=True)
+
+
+def test_a_fingerprint_is_of_every_pixel_and_label():
+    """Checkpoints hold it: it must stay what it was."""
+    data = tiny.digits("train")
+    digest = hashlib.sha256(data.images.tobytes() + data.labels.astype("<i8").tobytes())
+    assert data.fingerprint() == digest.hexdigest()[:16]
 
 
 def test_another_network_or_other_data_are_refused(undisturbed):

@@ -96,6 +96,10 @@ def call(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
         yield "swap-branches", changed(node, args=[node.args[0], node.args[2], node.args[1]])
     elif len(node.args) == 2 and name not in TEXT_CALLS | set(SWAPPED_NAME) | {"add", "multiply"}:
         yield "swap-arguments", changed(node, args=node.args[::-1])
+    of = getattr(node.func, "value", None)
+    of_network = isinstance(of, ast.Name) and of.id in {"self", "ops"} and name != "save"
+    if of_network and len(node.args) == 1 and not isinstance(node.args[0], ast.Starred):
+        yield "skip-call", node.args[0]
     for i, keyword in enumerate(node.keywords):
         value = keyword.value
         new = None
@@ -218,8 +222,9 @@ def chosen(file: str, function: str, node: ast.stmt) -> tuple[str, ast.stmt] | N
             by_operator.setdefault(operator, []).append(new)
     if not by_operator:
         return None
-    if len(by_operator) > 1:  # mostly a crash: only where nothing subtler applies
-        by_operator.pop("swap-arguments", None)
+    for crude in ("skip-call", "swap-arguments"):  # mostly a crash: where nothing subtler applies
+        if len(by_operator) > 1:
+            by_operator.pop(crude, None)
     key = digest(file, function, before)
     operator = sorted(by_operator)[key % len(by_operator)]
     several = by_operator[operator]

@@ -41,6 +41,7 @@ LIKELY = {
     "diffusion/likelihood": "likelihood evaluation",
     "diffusion/oracle": "oracle samplers likelihood",
     "models/classifier": "models noisy model_gradients training metrics",
+    "models/autoencoder": "models pixel references model_gradients",
     "models/": "models references model_gradients attention_maps training pipeline",
     "training/": "training overfit noisy pixel stopping pipeline evaluation",
     "text": "text text_properties references",
