@@ -14,7 +14,7 @@ import scipy.special
 
 from ldm_numpy import ops
 from ldm_numpy.ops import activation
-from ldm_numpy.ops.activation import normal_cdf
+from ldm_numpy.ops.activation import normal_cdf, row_blocks
 from ldm_numpy.ops.conv import Conv2d, col2im, im2col
 from ldm_numpy.ops.linear import column_sum
 from ldm_numpy.ops.winograd import WinogradConv2d
@@ -720,3 +720,12 @@ def test_fourier_features_are_waves(rng):
     np.testing.assert_allclose(y, np.concatenate(waves, axis=-1), atol=1e-12)
     shifted = ops.fourier_features(x + 2 / 8, (3,))  # a period later
     np.testing.assert_allclose(shifted[..., 2:], ops.fourier_features(x, (3,))[..., 2:], atol=1e-9)
+
+
+@pytest.mark.host
+def test_rows_come_in_blocks_that_a_cache_holds():
+    rows = np.empty((1000, 1000))
+    blocks = row_blocks(rows)
+    assert [block.start for block in blocks] == [131 * i for i in range(8)]  # of 2^17 numbers
+    assert sum(len(rows[block]) for block in blocks) == 1000
+    assert len(row_blocks(np.empty((3, 1 << 18)))) == 3  # a row at least

@@ -213,6 +213,15 @@ def test_impossible_levels(kind, levels):
         kind(*levels)
 
 
+def test_times_may_be_off_by_a_rounding_error():
+    process = CosineVP()
+    span = process.t_max - process.t_min
+    for end, sign in ((process.t_min, -1), (process.t_max, 1)):
+        process.kernel(end + sign * 0.9e-6 * span)
+        with pytest.raises(ValueError, match="CosineVP has times"):
+            process.kernel(end + sign * 1.1e-6 * span)
+
+
 EACH = pytest.param(np.array([0.0, 1.1]), marks=pytest.mark.host)  # a GPU is not waited for
 
 
