@@ -202,7 +202,10 @@ def test_no_level_is_infinite(n, u):
         def random(self):
             return u
 
-    assert np.isfinite(stratified_normals(n, Extreme())).all()
+    z = stratified_normals(n, Extreme())
+    most = 7.0345  # all but 1e-12 of a normal distribution is below
+    assert np.isfinite(z).all()
+    assert z[0 if u == 0 else -1] == pytest.approx(-most if u == 0 else most, abs=1e-4)
 
 
 def test_score_takes_a_level_a_sample():

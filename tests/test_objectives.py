@@ -138,7 +138,12 @@ def test_levels_that_a_process_does_not_reach(sigma):
     short = VP(0.1, 1.0)
     most = float(short.sigma(short.t_max))
     D = as_denoiser(lambda x, t, cond: x, short, "epsilon")
-    D(np.ones((2, 2)), most)
+    least = float(short.sigma(short.t_min))
+    for level in (most, most * (1 + 0.9e-6), least, least * (1 - 0.9e-6)):  # but for rounding
+        D(np.ones((2, 2)), level)
+    for level in (most * (1 + 1.1e-6), least * (1 - 1.1e-6)):
+        with pytest.raises(ValueError, match="has noise levels"):
+            D(np.ones((2, 2)), level)
     words = r"VP has noise levels 0\.002 \.\.\. 0\.8\d*: it has no time for "
     for level in (sigma, sigma / 1e6, -sigma, sigma * math.nan):
         with pytest.raises(ValueError, match=words):

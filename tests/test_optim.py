@@ -245,6 +245,15 @@ def test_the_type_of_the_weights_is_kept(kind):
     assert net.weight.dtype == np.float32
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 7), (2, 7, 3), (2, 4, 4)])
+def test_muon_multiplies_the_smaller_gram_matrix(shape, rng, monkeypatch):
+    sizes, polynomial = [], optim.polynomial
+    monkeypatch.setattr(optim, "polynomial", lambda g: sizes.append(g.shape) or polynomial(g))
+    assert orthogonal(rng.standard_normal(shape)).shape == shape
+    side = min(shape[1:])
+    assert set(sizes) == {(2, side, side)}
+
+
 def test_clip_gradient(rng):
     net = Net()
     optimizer = AdamW(net.parameters())

@@ -213,3 +213,9 @@ def test_unbroadcast_keeps_what_was_not_broadcast(rng):
     assert unbroadcast(g, (1, 3)) is g
     assert unbroadcast(g, (3,)).shape == (3,)
     np.testing.assert_array_equal(unbroadcast(g, (1, 1)), g.sum(keepdims=True))
+
+
+def test_the_gradient_of_a_power_of_zero_is_an_array_of_zeros():
+    x = Tensor(np.ones((2, 3), np.float32), requires_grad=True)
+    (g,) = gradients((x**0).sum(), [x])
+    assert g.shape == (2, 3) and g.dtype == np.float32 and not g.any()

@@ -172,6 +172,20 @@ def scripted(*shape, draws: int):
     return noise, SimpleNamespace(standard_normal=lambda shape: next(queue))
 
 
+@pytest.mark.parametrize("levels", [[200.0, 1.0, 0.0], [1.0, 0.001, 0.0005], [0.001, 0.0]])
+def test_euler_maruyamas_own_process_reaches_all_levels(levels):
+    """VE's step is sigma's alone: x + 2 sigma^2 ln(sigma / sigma_next) score + noise."""
+    x, (z, rng) = np.array([[3.0, -1.0]]), scripted(1, 2, draws=2)
+    found, expected = euler_maruyama(MIXTURE.denoiser, x, levels, rng=rng), x
+    for noise, sigma, sigma_next in zip(z, levels, levels[1:]):
+        if sigma_next == 0:
+            expected = MIXTURE.denoiser(expected, sigma)
+        else:
+            gone = 2 * sigma**2 * math.log(sigma / sigma_next)
+            expected = expected + gone * MIXTURE.score(expected, sigma) + math.sqrt(gone) * noise
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_one_step_of_ddim_by_hand():
     """Eq. 12 and 16 of Song et al. 2020 for x / sqrt(alpha_bar), eta between its ends."""
     x, (z, rng) = np.array([[3.0, -1.0], [0.5, 9.0]]), scripted(2, 2, draws=1)
@@ -179,6 +193,19 @@ def test_one_step_of_ddim_by_hand():
     up = 0.6 * 1.5 * math.sqrt(1 - (1.5 / 2) ** 2)
     clean = MIXTURE.denoiser(x, 2.0)
     expected = clean + math.sqrt(1.5**2 - up**2) * (x - clean) / 2 + up * z[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_uneven_steps_of_dpmpp_2m_sde_by_hand():
+    """D at the middle of the second step, in ln(sigma), by the line through it and the last."""
+    x, (z, rng) = np.array([[3.0, -1.0], [0.5, 9.0]]), scripted(2, 2, draws=2)
+    levels = [4.0, 2.0, 0.2]
+    first = MIXTURE.denoiser(x, 4.0)
+    at_2 = x / 4 + 0.75 * first + 2 * math.sqrt(0.75) * z[0]
+    second = MIXTURE.denoiser(at_2, 2.0)
+    middle = second + (second - first) * math.log(10) / (2 * math.log(2))
+    expected = at_2 / 100 + 0.99 * middle + 0.2 * math.sqrt(0.99) * z[1]
+    found = dpmpp_2m_sde(MIXTURE.denoiser, x, levels, rng=rng)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
