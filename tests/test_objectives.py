@@ -262,3 +262,14 @@ def test_unknown_names():
     for call in (lambda: as_denoiser(None, VP(), "edm"), lambda: as_prediction(None, VP(), [])):
         with pytest.raises(ValueError, match=r"unknown prediction .*: use one of epsilon, x0, v"):
             call()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_what_a_network_is_asked_for_is_of_the_times_kind(prediction):
+    t = np.array([0.2, 0.5, 0.9])
+    alpha, beta = target(prediction, VP(), t)
+    assert alpha.shape == beta.shape == (3,)
+    for i, one in enumerate(t):
+        found = target(prediction, VP(), float(one))
+        assert all(isinstance(number, float) for number in found)
+        assert found == pytest.approx((alpha[i], beta[i]))
