@@ -352,3 +352,12 @@ def test_clip_starts_as_openais_does():
     for layer, weights in spreads.items():
         together = np.concatenate([w.ravel() for w in weights])
         assert together.std() == pytest.approx(wanted[layer], rel=0.04), layer
+
+
+@pytest.mark.parametrize("config", [autoencoder.SD15, autoencoder.MNIST])
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_a_latent_pixel_stands_for_a_square(config, patch_size):
+    config = dataclasses.replace(config, patch_size=patch_size)
+    halvings = len(config.block_out_channels) - 1
+    assert config.downsampling == patch_size * 2**halvings
+    assert autoencoder.PixelSpaceConfig(patch_size=patch_size).downsampling == patch_size

@@ -241,6 +241,14 @@ def test_times_outside_a_process_are_refused(kind, t):
             use()
 
 
+@pytest.mark.parametrize("kind", [VP, SubVP])
+def test_a_least_level_above_the_last_is_refused(kind):
+    most = kind().sigma(1.0)
+    kind(sigma_min=0.999 * most)
+    with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
+        kind(sigma_min=1.001 * most)
+
+
 def test_errors():
     for kind in (VP, SubVP):
         for betas in ((-0.1, 1), (2, 1), (0, 0), (0.1, math.inf), (math.nan, 1)):

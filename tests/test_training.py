@@ -687,6 +687,14 @@ def test_an_unfinished_run_is_not_exported(whole, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_reads_the_digits_of_its_folder(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(training.Digits, "load", lambda split, data: asked.append((split, data)))
+    of_folder = training.Run(tmp_path, data="some/folder", threads=1)
+    assert of_folder.train is of_folder.test is None
+    assert asked == [("train", "some/folder"), ("test", "some/folder")]
+
+
 def test_the_steps_asked_for(whole):
     training.prepare_folder(whole.folder)
     stages = training.Run(whole.folder, steps={"clip": 2}, threads=1)

@@ -1,0 +1,62 @@
+"""The log of a training: its rows, and the picture of its loss."""
+
+import csv
+
+import pytest
+from PIL import Image
+
+from ldm_numpy.training.log import Log
+
+REPORT, BASELINES = ("loss", "mse"), {"loss": 1.0}
+
+
+@pytest.fixture
+def log(tmp_path):
+    log = Log(tmp_path / "unet.csv", REPORT, BASELINES, 0)
+    log.add(10, [0.5, 0.25, 3.0], 1e-3)
+    log.add(20, [0.4, 0.125, 2.0], 5e-4)
+    return log
+
+
+def test_rows(log):
+    """A number, what an answer of zero would have, the gradient's norm, the rate, the time."""
+    log.flush()
+    with open(log.path, newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[:4] == ["step", "loss", "mse", "loss_zero"]
+    assert header[4:] == ["gradient_norm", "learning_rate", "seconds"]
+    assert [row[:-1] for row in rows] == [["10", "0.5", "0.25", "1.0", "3", "0.001"],
+                                          ["20", "0.4", "0.125", "1.0", "2", "0.0005"]]  # fmt: skip
+    assert all(float(row[-1]) >= 0 for row in rows)
+
+
+@pytest.mark.parametrize(("start", "kept"), [(20, ["10", "20"]), (19, ["10"]), (10, ["10"])])
+def test_rows_beyond_the_checkpoint_are_dropped(log, start, kept):
+    log.rows[-1][-1] = "7.5"
+    log.flush()
+    again = Log(log.path, REPORT, BASELINES, start)
+    assert [row[0] for row in again.rows] == kept
+    assert again.seconds == (7.5 if start == 20 else float(log.rows[0][-1]))
+    assert log.path.read_text().count("\n") == 1 + len(kept)
+
+
+def test_an_edited_log_stops_no_training(log):
+    log.flush()
+    log.path.write_text(log.path.read_text() + "30,half a row\nwords\n\n")
+    assert [row[0] for row in Log(log.path, REPORT, BASELINES, 100).rows] == ["10", "20"]
+
+
+def test_the_picture_of_the_loss(log, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    log.plot()
+    picture = log.path.with_name("unet_loss.png")
+    with Image.open(picture) as image:
+        assert image.format == "PNG" and image.width > 600
+    shown = []
+    monkeypatch.setattr(matplotlib.Figure, "savefig", lambda self, *_, **__: shown.append(self))
+    log.plot()
+    (axes,) = shown[0].axes
+    lines = {line.get_label(): [list(xy) for xy in line.get_data()] for line in axes.lines}
+    assert lines["loss"] == [[10, 20], [0.5, 0.4]] and lines["mse"] == [[10, 20], [0.25, 0.125]]
+    assert lines["loss of zero"][1] == [1.0, 1.0] and len(lines) == 3
+    assert axes.get_yscale() == "log" and axes.get_title() == "unet"
