@@ -213,6 +213,33 @@ def test_a_checkpoint_without_the_optimizers_state_is_refused(undisturbed, tmp_p
         run(tiny.stage("classifier"), tmp_path, 0, resume=True)
 
 
+@pytest.mark.host  # weights are moved in place
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_the_loss_that_is_reported(kind):
+    """Along the gradient g the loss grows by |g| a unit: less where a part of it has none."""
+    stage = tiny.stage(kind)
+    shards = Shards(stage.config.shard_size, threads=1)
+    optimizer, _ = loop.prepare(stage, shards)
+    stage.before_steps()
+    rng = np.random.default_rng(0)  # some layers begin at zero, and those behind them get nothing
+    optimizer.weights += np.float32(0.02) * rng.standard_normal(optimizer.weights.shape, np.float32)
+
+    def loss(moved):
+        optimizer.weights[...] += moved
+        optimizer.zero_grad()
+        value = float(stage.gradients(0, shards, optimizer.parameters)[0])
+        gradient = optimizer.gradient.copy()
+        optimizer.weights[...] -= moved
+        return value, gradient
+
+    _, g = loss(0.0)
+    norm = float((g * g).sum()) ** 0.5
+    reach = 0.01 / max(norm, 1.0)
+    along = g * np.float32(reach / norm)
+    (up, _), (down, _) = loss(along), loss(-along)
+    assert (up - down) / (2 * reach) == pytest.approx(norm, rel=0.01)
+
+
 def test_a_fingerprint_is_of_every_pixel_and_label():
     """Checkpoints hold it: it must stay what it was."""
     data = tiny.digits("train")
