@@ -278,6 +278,7 @@ def _unet(x_shape=(1, 8, 8, 4), time_shape=(1,), text_shape=(1, 3, 64)):
     ("run", "message"),
     [
         (lambda: _unet(x_shape=(1, 8, 7, 4)), "multiples of 2"),
+        (lambda: UNet(unet.UNetConfig())(np.zeros((1, 8, 12, 4)), 1.0, None), "multiples of 8"),
         (lambda: _unet(x_shape=(1, 8, 8, 3)), r"expected \(N, H, W, 4\)"),
         (lambda: _unet(time_shape=(2,)), r"timestep of shape \(2,\); expected \(1,\)"),
         (lambda: _unet(text_shape=(1, 3, 63)), r"expected \(1, T, 64\)"),

@@ -89,6 +89,10 @@ def test_initial_spread():
     conv.initialise(0)
     np.testing.assert_allclose(conv.weight.data.std(), 0.1 / 3**0.5, rtol=0.03)
 
+    rows = Embedding(300, 100)
+    rows.initialise(0)
+    np.testing.assert_allclose(rows.weight.data.std(), 1, rtol=0.03)
+
     own = Linear(100, 200, init=normal(0.5))
     own.initialise(0)
     np.testing.assert_allclose(own.weight.data.std(), 0.5, rtol=0.03)

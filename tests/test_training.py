@@ -15,6 +15,7 @@ from ldm_numpy.data import captions, mnist
 from ldm_numpy.parallel import Shards
 from ldm_numpy.tensor import Tensor
 from ldm_numpy.training import loop
+from ldm_numpy.training.autoencoder import encode_moments
 from ldm_numpy.training.dataset import shifted
 from ldm_numpy.training.loop import StageConfig, load_trained, run
 from ldm_numpy.training.unet import UNetStage
@@ -238,6 +239,30 @@ def test_gradients_are_those_of_the_loss_that_is_reported(kind):
     along = g * np.float32(reach / norm)
     (up, _), (down, _) = loss(along), loss(-along)
     assert (up - down) / (2 * reach) == pytest.approx(norm, rel=0.01)
+
+
+def test_what_an_answer_of_zero_costs():
+    """All classes alike; all texts of a batch alike; the pixels themselves; noise of variance 1."""
+    wanted = {"classifier": np.log(10), "noisy": np.log(10), "clip": np.log(20), "pixel": 1.0}
+    for kind, loss in wanted.items():
+        stage = tiny.stage(kind, batch_size=20)
+        assert stage.baselines["loss"] == pytest.approx(loss, abs=1e-4)
+    stage = tiny.stage("autoencoder")
+    padded = np.pad(stage.test.images[:1000], ((0, 0), (2, 2), (2, 2))) / 127.5 - 1
+    assert stage.baselines["mse"] == pytest.approx((padded**2).mean(), abs=1e-3)
+
+
+@pytest.mark.host
+def test_scaled_latents_have_deviation_one():
+    """Those that training draws, mean + std z, of an encoder whose std is not 1."""
+    stage = tiny.stage("autoencoder")
+    network = tiny.randomise(stage.network)
+    shards = Shards(50, threads=1)
+    scale = stage.measure(shards)["latent_scale"]
+    mean, std = encode_moments(network, stage.train.images, stage.padded_size, shards, "cpu", scale)
+    assert not 0.9 < std.mean() < 1.1
+    z = np.random.default_rng(0).standard_normal((20, *mean.shape))
+    assert (mean + std * z).std() == pytest.approx(1, rel=0.01)
 
 
 def test_a_fingerprint_is_of_every_pixel_and_label():
@@ -740,6 +765,9 @@ def test_an_objective_goes_from_the_run_to_the_model(kind, tmp_path, monkeypatch
     for name in ("autoencoder", "clip", kind):
         run.fit(name)
     stage = run.build(kind)
+    if kind == "pixel":
+        _, deviation = training.pixel_moments(stage.train)
+        assert stage.pipeline.config.latent_scale == pytest.approx(1 / deviation, rel=0.01)
     assert stage.denoiser.objective == stage.pipeline.denoiser.objective == "v"
     assert stage.describe()["pipeline"]["objective"] == stage.describe()["objective"] == "v"
     pipe = model_folder.load(tmp_path / training.MODELS[kind])
