@@ -39,8 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose errors are one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}; {self.prog} --help says more\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ldm_numpy", description="Text to image by latent diffusion, on NumPy."
     )
     choices = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -88,6 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
     edit.add_argument("--image", required=True, help="the picture, grey, of the model's size")
     edit.add_argument("--strength", type=float, help="of the change, 0 to 1 (default 0.6)")
     edit.add_argument("--mask-image", help="white where the picture is to be drawn anew")
+    edit.add_argument(
+        "--resamplings", type=int, help="turns a step, so that new and old fit (default 5)"
+    )
     edit.add_argument("--out", default="edited.png", help="picture to write")
     edit.add_argument("--model", help=model_help)
     add_sampling(edit)

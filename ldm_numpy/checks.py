@@ -1,29 +1,33 @@
 """What users give is checked before any work, in one line that says what would be right."""
 
 import math
+import reprlib
+import sys
 from numbers import Integral, Real
 
 
 def known(what: str, name: str, choices) -> str:
     """`name`, if it is one of the choices; ValueError that lists them otherwise."""
     if not isinstance(name, str) or name not in choices:
-        raise ValueError(f"unknown {what} {name!r}: use one of {', '.join(choices)}")
+        raise ValueError(f"unknown {what} {shown(name)}: use one of {', '.join(choices)}")
     return name
 
 
-def whole(name: str, value, at_least: int) -> int:
-    """`value`, if it is a whole number of at least so much; ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
-        raise ValueError(f"{name} must be a whole number >= {at_least}, not {value!r}")
+def whole(name: str, value, at_least: int, at_most: int | None = None) -> int:
+    """`value`, if it is a whole number in at_least ... at_most; ValueError otherwise."""
+    good = isinstance(value, Integral) and not isinstance(value, bool) and value >= at_least
+    if not good or (at_most is not None and value > at_most):
+        bounds = f">= {at_least}" if at_most is None else f"in {at_least} ... {at_most:,}"
+        raise ValueError(f"{name} must be a whole number {bounds}, not {shown(value)}")
     return int(value)
 
 
 def number(name: str, value, least: float = -math.inf, most: float = math.inf) -> float:
     """`value`, if it is a finite number in least ... most; ValueError otherwise."""
-    good = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
-    if not (good and least <= value <= most):
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not (real and abs(value) <= sys.float_info.max and least <= value <= most):
         bounds = "" if -least == most == math.inf else f" in {least:g} ... {most:g}"
-        raise ValueError(f"{name} must be a finite number{bounds}, not {value!r}")
+        raise ValueError(f"{name} must be a finite number{bounds}, not {shown(value)}")
     return float(value)
 
 
@@ -32,3 +36,8 @@ def positive(name: str, value) -> float:
     if number(name, value) <= 0:
         raise ValueError(f"{name} must be positive, not {value!r}")
     return float(value)
+
+
+def shown(value) -> str:
+    """What a message says of a value: one line, however long the value is."""
+    return " ".join(reprlib.repr(value).split())

@@ -115,6 +115,8 @@ def edit(options) -> None:
     image = images.read_png(options.image)
     arguments = {"num_images_per_prompt": options.num_images_per_prompt} | sampling(options)
     if options.mask_image is None:
+        if options.resamplings is not None:
+            raise ValueError("--resamplings is for filling a hole: with --mask-image")
         strength = 0.6 if options.strength is None else options.strength
         device = announce(options)
         pipe = model_folder.load(options.model, device, options.threads)
@@ -127,7 +129,8 @@ def edit(options) -> None:
         mask = images.read_png(options.mask_image)
         device = announce(options)
         pipe = model_folder.load(options.model, device, options.threads)
-        pictures = editing.inpaint(pipe, options.prompt, image, mask, **arguments)
+        times = {} if options.resamplings is None else {"resamplings": options.resamplings}
+        pictures = editing.inpaint(pipe, options.prompt, image, mask, **times, **arguments)
     save_rows(pictures, options, out)
 
 
@@ -170,8 +173,8 @@ def invert(options) -> None:
 
 
 def evaluate(options) -> None:
-    out = writable(options.out, ".json") if options.out else None
-    pictures = writable(options.pictures, ".png") if options.pictures else None
+    out = writable(options.out, ".json") if options.out is not None else None
+    pictures = writable(options.pictures, ".png") if options.pictures is not None else None
     device = announce(options)
     metrics = evaluation.evaluate(
         options.model,
@@ -191,7 +194,9 @@ def evaluate(options) -> None:
         write_json(out, metrics)
         print(f"wrote {out}")
     if pictures:
-        draw_overview(model_folder.load(options.model, device, options.threads), pictures)
+        pipe = model_folder.load(options.model, device, options.threads)
+        drawn_as = ("guidance_scale", "guidance_interval", "seed")
+        draw_overview(pipe, pictures, **{name: getattr(options, name) for name in drawn_as})
         print(f"wrote {pictures}")
 
 
@@ -253,12 +258,12 @@ def announce(options) -> str:
     return device
 
 
-def draw_overview(pipe: pipeline.TextToImage, path: Path) -> None:
-    """A grid of the ten digits in nine styles."""
+def draw_overview(pipe: pipeline.TextToImage, path: Path, **options) -> None:
+    """A grid of the ten digits in nine styles; options as of a call of the pipeline."""
     styles = [(weight, slant) for weight in range(3) for slant in range(3)]
     prompts = [captions.caption(digit, *style) for style in styles for digit in range(10)]
     labels = [captions.caption(0, *style).replace("zero", "...") for style in styles]
-    pictures = images.from_pil(pipe(prompts))
+    pictures = images.from_pil(pipe(prompts, **options))
     images.save_png(images.grid(pictures, 10, scale=2, row_labels=labels), path)
 
 

@@ -10,7 +10,7 @@ somewhere else:
     invert              backwards, from the picture to the noise that leads to it
 
 Names of arguments are those of diffusers. Pictures are PIL images of mode "L" and the model's size;
-one for all prompts, or one for each.
+one for all prompts, one for each, or several for one prompt.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from scipy.ndimage import binary_dilation
 
 from . import images
 from .backend import array_module, blas_threads, to_device
-from .checks import known, number, whole
+from .checks import known, number, shown, whole
 from .diffusion.guidance import EVERYWHERE, classifier_guide
 from .diffusion.samplers import invert as invert_ode
 from .models.classifier import NoisyClassifier
-from .pipeline import TextToImage, repeated_negatives, texts_of
+from .pipeline import MOST_PICTURES, MOST_STEPS, TextToImage, repeated_negatives, texts_of
 
 EDIT_GUIDANCE = 5.0  # of image_to_image
 
@@ -85,7 +85,8 @@ def inpaint(
     """Pictures in which the white part of `mask_image` is drawn anew, as the prompt says, and the
     black part is the picture's, pixel by pixel.
 
-    Samplers that look back at earlier steps (dpmpp_2m) do without, for each step is begun anew.
+    Each step is begun anew: samplers that look back at earlier ones (dpmpp_2m) do without, and
+    edm_stochastic churns as much as it ever does.
     At every noise level the known part of the latent is the picture's, noised to that level. Alone
     that gives halves that do not fit, for what is drawn knows nothing of what the known part will
     be: so each step is taken `resamplings` times, noised back up in between, while both parts grow
@@ -136,12 +137,12 @@ def interpolate(
     Text states on a straight line; noise on an arc (Shoemake 1985), where all lengths are those of
     noise: in the middle of a line it would be too weak, by the root of two.
     """
-    frames = whole("frames", frames, at_least=2)
+    frames = whole("frames", frames, 2, MOST_STEPS)
     second = seed if other_seed is None else whole("other_seed", other_seed, at_least=0)
     texts = [prompt, prompt if other_prompt is None else other_prompt]
     for name, text in zip(("prompt", "other_prompt"), texts):
         if not isinstance(text, str):
-            raise ValueError(f"{name} must be one text, not {text!r}")
+            raise ValueError(f"{name} must be one text, not {shown(text)}")
     one = pipe.plan(texts[:1], seed=seed, **options)  # a frame: what guides it has one row, too
     ends = pipe.encode_prompts(texts)
     xp = array_module(ends)
@@ -183,9 +184,14 @@ def classifier_guided(
     one: `model_folder.load_network`.
     """
     last = classifier.config.num_classes - 1
-    several = isinstance(classes, Sequence | np.ndarray) and len(classes) > 0
-    if not several or not all(isinstance(c, Integral) and 0 <= c <= last for c in classes):
-        raise ValueError(f"classes must be a list of whole numbers 0 ... {last}, not {classes!r}")
+    listed = isinstance(classes, Sequence | np.ndarray) and getattr(classes, "ndim", 1) == 1
+    several = listed and len(classes) > 0
+    if not several or not all(
+        isinstance(c, Integral) and not isinstance(c, bool) and 0 <= c <= last for c in classes
+    ):
+        raise ValueError(
+            f"classes must be a list of whole numbers 0 ... {last}, not {shown(classes)}"
+        )
     if "guidance_scale" in options:
         raise ValueError("there is no prompt to guide by: classifier_scale, not guidance_scale")
     classifier_scale, given = number("classifier_scale", classifier_scale), np.asarray(classes)
@@ -237,7 +243,8 @@ def reconstruct(
     if shape and len(prompts) != shape[0] > 0:
         raise ValueError(f"{len(prompts)} prompts for the latents of {shape[0]} pictures")
     plan = plan_of_ode(pipe, prompts, num_inference_steps, method, guidance_scale)
-    if shape != plan.shape or not bool(array_module(latents).isfinite(latents).all()):
+    good = shape == plan.shape and latents.dtype.kind == "f"
+    if not good or not bool(array_module(latents).isfinite(latents).all()):
         raise ValueError(f"latents must be an array {plan.shape} of finite numbers, of invert, "
                          f"not {type(latents).__name__} {shape or ''}")  # fmt: skip
     return plan.run(latents, plan.sigmas[:-1])
@@ -282,17 +289,19 @@ def checked_mask(pipe: TextToImage, mask_image) -> np.ndarray:
 def repeated(pipe: TextToImage, prompt, image, count: int, options: dict):
     """Prompts, pictures (N, 28, 28, 1), and options with negative prompts: `count` of the first
     prompt, then of the next."""
-    count = whole("num_images_per_prompt", count, at_least=1)
+    count = whole("num_images_per_prompt", count, 1, MOST_PICTURES)
     prompts = texts_of("prompt", prompt)
+    negatives = repeated_negatives(options.get("negative_prompt"), len(prompts), 1)
     given = [image] if isinstance(image, Image.Image) else image
     if not isinstance(given, list | tuple) or not given:
-        raise ValueError(f"image must be a PIL image or a list of them, not {image!r}")
+        kind = type(image).__name__
+        raise ValueError(f"image must be a PIL image or a list of them, not {kind}")
     pixels = images.from_pil([checked_picture(pipe, "image", picture) for picture in given])
     if len(given) != len(prompts):
         if 1 not in (len(given), len(prompts)):
             raise ValueError(f"{len(given)} pictures for {len(prompts)} prompts")
         n = max(len(given), len(prompts))
-        prompts, pixels = prompts * (n // len(prompts)), np.repeat(pixels, n // len(given), axis=0)
-    negatives = repeated_negatives(options.get("negative_prompt"), len(prompts), count)
-    options = options | {"negative_prompt": negatives}
-    return [p for p in prompts for _ in range(count)], np.repeat(pixels, count, axis=0), options
+        prompts, negatives = (texts * (n // len(texts)) for texts in (prompts, negatives))
+        pixels = np.repeat(pixels, n // len(given), axis=0)
+    prompts, negatives = ([p for p in x for _ in range(count)] for x in (prompts, negatives))
+    return prompts, np.repeat(pixels, count, axis=0), options | {"negative_prompt": negatives}

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import images, model_folder
 from .backend import blas_threads, generator, to_device, to_host
-from .checks import whole
+from .checks import number, whole
 from .data import captions, mnist
 from .diffusion.guidance import checked_interval
 from .metrics import (
@@ -98,8 +98,7 @@ def evaluate(
         checked_pixel_model(pipe)
     judge = Judge(folder, pipe.device, threads)
     scale = pipe.config.guidance_scale if guidance_scale is None else guidance_scale
-    if not np.isfinite(scale):
-        raise ValueError(f"guidance_scale must be a finite number, not {scale}")
+    number("guidance_scale", scale)
     interval = pipe.config.guidance_interval if guidance_interval is None else guidance_interval
     guidance = {"guidance_scale": scale, "guidance_interval": list(checked_interval(interval))}
     pictures, labels = mnist.load("test", data)
@@ -108,6 +107,8 @@ def evaluate(
             f"frechet_samples is {frechet_samples}: of {len(pictures)} test images, at least two "
             "must be left to compare with"
         )
+    if likelihood > len(pictures):
+        raise ValueError(f"likelihood is {likelihood}, of {len(pictures)} test digits")
     labels = labels.astype(np.int64)
     weights, slants = captions.attributes(pictures)
     pixels = mnist.to_float(pictures)

@@ -189,6 +189,8 @@ def zero_shot_accuracy(image_embeddings, caption_embeddings, labels) -> float:
     images, captions, labels = _unit(image_embeddings), _unit(caption_embeddings), to_host(labels)
     if labels.shape != images.shape[:1]:
         raise ValueError(f"{len(images)} images need as many labels, got shape {labels.shape}")
+    if not ((labels >= 0) & (labels < len(captions))).all():
+        raise ValueError(f"labels must be rows of the captions, 0 ... {len(captions) - 1}")
     return float(((images @ captions.T).argmax(axis=1) == labels).mean())
 
 
@@ -228,6 +230,8 @@ def _unit(vectors) -> np.ndarray:
     vectors = np.asarray(to_host(vectors), dtype=np.float64)
     if vectors.ndim != 2 or len(vectors) == 0:
         raise ValueError(f"embeddings must be (N, P) with N >= 1, got shape {vectors.shape}")
+    if not np.isfinite(vectors).all():
+        raise ValueError("embeddings contain values that are not finite")
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not np.all(length > 0):
         raise ValueError("an embedding of length zero has no direction")

@@ -14,11 +14,11 @@ from PIL import Image
 
 from . import images
 from .backend import blas_threads, generator, to_device, to_host
-from .checks import known, number, whole
+from .checks import known, number, shown, whole
 from .diffusion.denoiser import Denoiser
-from .diffusion.guidance import checked_interval, guide
+from .diffusion.guidance import EVERYWHERE, checked_interval, guide
 from .diffusion.objectives import OBJECTIVES
-from .diffusion.samplers import SAMPLERS, ddim
+from .diffusion.samplers import SAMPLERS, checked_sigmas, ddim
 from .diffusion.schedules import SCHEDULES
 from .models.autoencoder import AutoencoderKL, PixelSpace
 from .models.clip import CLIPTextModel
@@ -28,6 +28,8 @@ from .tensor import concatenate
 from .text import Tokenizer
 
 SHARD = 64  # images a thread works on at a time, on a CPU, at most
+MOST_STEPS, MOST_PICTURES = 10_000, 100_000  # of one call
+LARGEST_SCALE = 1e4  # of guidance: beyond, numbers leave their type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ def texts_of(name: str, value) -> list[str]:
     """One text or several, as a list; ValueError for anything else."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
-        raise ValueError(f"{name} must be a text or a list of texts, not {value!r}")
+        raise ValueError(f"{name} must be a text or a list of texts, not {shown(value)}")
     if not texts:
         raise ValueError(f"{name} must not be an empty list")
     return list(texts)
@@ -153,7 +155,7 @@ class TextToImage:
 
         Raises ValueError for counts below 1 and for what no model can do.
         """
-        count = whole("num_images_per_prompt", num_images_per_prompt, at_least=1)
+        count = whole("num_images_per_prompt", num_images_per_prompt, 1, MOST_PICTURES)
         prompts = texts_of("prompt", prompt)
         latents = self.sample(
             [p for p in prompts for _ in range(count)],
@@ -202,16 +204,19 @@ class TextToImage:
             if run_sampler is not ddim:
                 raise ValueError(f"eta is for the sampler ddim, not for {name}")
             run_sampler = partial(ddim, eta=number("eta", eta, 0, 1))
-        steps = whole("num_inference_steps", steps, at_least=1)
+        steps = whole("num_inference_steps", steps, 1, MOST_STEPS)
         seed = whole("seed", seed, at_least=0)
-        scale, interval = number("guidance_scale", scale), checked_interval(interval)
+        scale = number("guidance_scale", scale, -LARGEST_SCALE, LARGEST_SCALE)
+        interval = checked_interval(interval)
         rescale = number("guidance_rescale", guidance_rescale, 0, 1)
         if callback is not None and not callable(callback):
-            raise ValueError(f"callback must be a function, not {callback!r}")
-        prompts = texts_of("prompts", list(prompts) if not isinstance(prompts, str) else prompts)
+            raise ValueError(f"callback must be a function, not {shown(callback)}")
+        prompts = texts_of("prompts", prompts)
+        if len(prompts) > MOST_PICTURES:
+            raise ValueError(f"{len(prompts):,} pictures at a time: at most {MOST_PICTURES:,}")
         if not callable(schedule):
             schedule = SCHEDULES[known("schedule", schedule, SCHEDULES)]
-        sigmas = schedule(steps, config.sigma_min, config.sigma_max)
+        sigmas = checked_sigmas(schedule(steps, config.sigma_min, config.sigma_max))
         negatives = repeated_negatives(negative_prompt, len(prompts), 1)
         with blas_threads(1):
             cond = self.encode_prompts(prompts)
@@ -225,6 +230,7 @@ class TextToImage:
 
     def encode_prompts(self, prompts: Sequence[str]):
         """The text encoder's token states (N, T, D), an array on the device."""
+        prompts = texts_of("prompts", prompts)
         distinct = list(dict.fromkeys(prompts))
         ids = self.tokenizer(distinct)  # (U, T)
         states = self.shards.forward(self.text_encoder, ids)  # (U, T, D)
@@ -288,11 +294,13 @@ class Plan:
         self.rng = StepNoise(self.seed)
 
     def warn_if_unguided(self, first: int = 0) -> None:
-        """Say so where guidance was asked for, and none of the levels from `first` on has it."""
-        levels = self.sigmas[first:-1]
-        if self.guided and not any(self.guided[0] < s <= self.guided[1] for s in levels):
+        """Say so where guidance was asked for, and none of the levels from `first` on has it, but
+        some before do; of all levels it is said once, when the drawing is planned."""
+        low, high = self.guided or EVERYWHERE
+        inside = [low < sigma <= high for sigma in self.sigmas[:-1]]
+        if not any(inside[first:]) and (first == 0 or any(inside)):
             warnings.warn(
-                f"no noise level of these {len(levels)} steps lies in guidance_interval "
+                f"no noise level of these {len(inside) - first} steps lies in guidance_interval "
                 f"{self.guided}: guidance has no effect",
                 stacklevel=4,
             )

@@ -29,9 +29,13 @@ def digit_bits(
     (N, 28, 28) uint8: of one dequantisation and one draw of signs each.
 
     sigma_min is in units of the scaled pixels, a third of a grey level, tolerance the solver's.
-    Raises ValueError for a model of latents.
+    Raises ValueError for a model of latents, and for what are no such digits.
     """
     checked_pixel_model(pipe)
+    side = pipe.config.image_size
+    if digits.dtype != np.uint8 or digits.shape[1:] != (side, side) or not len(digits):
+        raise ValueError(f"digits must be (N, {side}, {side}) uint8, not {digits.shape} "
+                         f"{digits.dtype}")  # fmt: skip
     scale, sigma_max = pipe.config.latent_scale, 2 * pipe.config.sigma_max
     D = Denoiser(pipe.unet, pipe.config.sigma_data, pipe.config.objective)
     x = pipe.encode(dequantise(digits[..., None], generator(seed, "dequantise")))

@@ -259,6 +259,12 @@ def below_a_file(tmp_path):
         (["train", "clip", "--text-encoder", "joint"], ["--text-encoder", "not for clip"]),
         (["sample", "3", "--attention", ""], [".png"]),
         (["evaluate", "--likelihood", "1"], ["likelihood", "1"]),
+        (["evaluate", "--out", ""], [".json"]),
+        (["evaluate", "--pictures", ""], [".png"]),
+        (["sample", "3", "--num-inference-steps", "1000000000"], ["1 ... 10,000"]),
+        (["sample", "3", "--num-images-per-prompt", "2000000000"], ["1 ... 100,000"]),
+        (["sample", "3", "--guidance-scale", "1e20"], ["guidance_scale", "-10000 ... 10000"]),
+        (["edit", "3", "--image", "DIGIT", "--resamplings", "3"], ["--mask-image"]),
         (["evaluate", "--likelihood", "200"], ["model of pixels"]),
         (["evaluate", "--likelihood", "-1"], ["likelihood", "-1"]),
         (["sample", "3", "--sampler", ""], ["unknown sampler ''"]),
@@ -300,10 +306,13 @@ def test_a_gpu_that_is_not_there(capsys, monkeypatch):
 
 
 def test_unknown_commands_and_options_exit_with_2(capsys):
-    for arguments in (["paint"], [], ["train", "everything"], ["sample"]):
+    wrong = (["paint"], [], ["train", "everything"], ["sample"], ["sample", "3", "--seed", "x"])
+    for arguments in wrong:
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and "--help" in error
 
 
 

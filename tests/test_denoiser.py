@@ -232,6 +232,11 @@ def test_other_bad_input_is_refused():
     for sigma_data in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="sigma_data"):
             Denoiser(zero, sigma_data)
+    with pytest.raises(ValueError, match="P_mean"):
+        edm_sigmas(np.zeros(2), P_mean=np.nan)
+    for n in (0, 1.5):
+        with pytest.raises(ValueError, match="n must be a whole number"):
+            stratified_normals(n, np.random.default_rng(0))
     with pytest.raises(ValueError, match="P_std"):
         edm_sigmas(np.zeros(2), P_std=0)
     with pytest.raises(ValueError, match="noise has shape"):

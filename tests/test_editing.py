@@ -222,6 +222,24 @@ def test_each_prompt_has_its_own_negative(pipe, edit):
     np.testing.assert_array_equal(each[2:], none[2:])
 
 
+def test_one_prompt_for_several_pictures_has_its_one_negative(pipe):
+    given, options = [picture(3), picture(4)], PLAIN | {"guidance_scale": 3.0}
+    several = image_to_image(pipe, ["seven"], given, negative_prompt=["eight"], **options)
+    each = image_to_image(pipe, "seven", given, negative_prompt="eight", **options)
+    np.testing.assert_array_equal(pixels(several), pixels(each))
+
+
+def test_a_warning_is_given_once(pipe):
+    with pytest.warns(UserWarning, match="no noise level of these 5 steps") as said:
+        image_to_image(pipe, "7", picture(3), strength=0.5, num_inference_steps=10,
+                       guidance_interval=(20, 40), schedule="linear")  # fmt: skip
+    assert len(said) == 1
+    with pytest.warns(UserWarning, match="no noise level of these 10 steps") as said:
+        image_to_image(pipe, "7", picture(3), strength=0.5, num_inference_steps=10,
+                       guidance_interval=(50, 60))  # fmt: skip
+    assert len(said) == 1
+
+
 # There and back ----------------------------------------------------------------------------
 
 
@@ -263,12 +281,18 @@ WRONG = [
     (inpaint, (ONE, picture(1)), {}, "mask_image must be black .* no grey"),
     (inpaint, (ONE, None), {}, "mask_image must be a PIL image, not NoneType"),
     (inpaint, (ONE, mask()), {"resamplings": 0}, "resamplings must be a whole number >= 1"),
-    (interpolate, (), {"frames": 1}, "frames must be a whole number >= 2"),
+    (interpolate, (), {"frames": 1}, r"frames must be a whole number in 2 \.\.\. 10,000, not 1"),
     (interpolate, (), {"other_seed": -1}, "other_seed must be a whole number >= 0"),
     (interpolate, (), {"prompt": 7}, "prompt must be one text, not 7"),
     (interpolate, (), {"prompt": ["1", "2"]}, "prompt must be one text, not"),
     (interpolate, (), {"other_prompt": ["1"]}, "other_prompt must be one text, not"),
     (image_to_image, (ONE,), {"negative_prompt": ["1", "2"]}, "2 negative prompts for 1 prompts"),
+    (image_to_image, (ONE,), {"strength": 10**400}, "strength must be a finite number"),
+    (image_to_image, (np.zeros((28, 28)),), {}, "image must be a PIL .* not ndarray"),
+    (image_to_image, (ONE,), {"num_images_per_prompt": 10**9}, r"in 1 \.\.\. 100,000, not 10{9}"),
+    (interpolate, (), {"frames": 10**9}, "frames must be a whole number"),
+    (reconstruct, (LATENT.astype(complex),), {}, "latents must be an array"),
+    (reconstruct, (LATENT.astype(str),), {}, "latents must be an array"),
     (invert, (ONE,), {"method": "dpmpp_2m"}, "unknown method 'dpmpp_2m': use one of heun, euler"),
     (invert, (ONE,), {"num_inference_steps": 1}, "num_inference_steps must be a whole number >= 2"),
     (reconstruct, (LATENT,), {"num_inference_steps": 1}, "num_inference_steps must be"),

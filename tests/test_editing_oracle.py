@@ -237,7 +237,8 @@ def test_a_classifier_acts_in_its_interval_on_a_model_without_guidance(pipe):
         classifier_guided(pipe, Sees(), [1], classifier_scale="2")
     with pytest.raises(ValueError, match="classifier_scale, not guidance_scale"):
         classifier_guided(pipe, Sees(), [1], guidance_scale=2.0)
-    for classes in ([[1], [2, 3]], [], 3, [1.5], [-1], [99], None):
+    wrong = [[[1], [2, 3]], [], 3, [1.5], [-1], [99], None, [True, False], np.array(3)]
+    for classes in wrong:
         with pytest.raises(ValueError, match=r"classes must be a list of whole numbers 0 \.\.\."):
             classifier_guided(pipe, Sees(), classes)
 

@@ -260,6 +260,11 @@ def test_bad_input_is_refused():
             with pytest.raises(ValueError, match="guidance_interval"):
                 guide(zero, scale, interval=interval)
     assert checked_interval([0.5, math.inf]) == (0.5, EVERYWHERE[1])  # JSON has no infinity
+    for interval in ((2e9, math.inf), (2e9, 3e9)):
+        with pytest.raises(ValueError, match="guidance_interval"):
+            checked_interval(interval)
+    with pytest.raises(ValueError, match="a sample of one number has no deviation"):
+        guide(lambda x, sigma, cond: x, 2.0, guidance_rescale=0.5)(np.ones((3, 1)), 1.0)
     for rescale in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=r"guidance_rescale must be .* in 0 \.\.\. 1"):
             guide(zero, 2.0, guidance_rescale=rescale)

@@ -8,6 +8,7 @@ import itertools
 import re
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import nbclient
 import numpy as np
@@ -193,8 +194,43 @@ plots.save(figure, "05_x", of_run=True)"""
     run.run(page, check=False)
     page.write_text(page.read_text().replace("0, 2.0", "0, 1.9"))
     assert run.run(page, check=True) == []
-    page.write_text(page.read_text().replace(", of_run=True", ""))
+    drawn = page.read_text()
+    page.write_text(drawn.replace(", of_run=True", ""))
     assert len(run.run(page, check=True)) == 1
+    for change in ("2.0], alpha=0", "2.0], linestyle='none'", "2.0], color='#d55e00'"):
+        page.write_text(drawn.replace("1.9]", change))
+        assert "2.0]" in page.read_text() and len(run.run(page, check=True)) == 1, change
+
+
+def test_a_new_title_is_written_also_of_a_training(page):
+    code = """from lessons import plots
+figure, ax = plots.panels(height=2)
+ax.plot([0, 1, 2], [1, 0, 2])
+ax.set_title("loss")
+plots.save(figure, "05_x", of_run=True)"""
+    page.write_text(LESSON.replace("x = 3", f"x = 3\n{code}"))
+    assert len(run.run(page, check=False)) == 1 and run.run(page, check=False) == []
+    before = (run.LESSONS / "figures" / "05_x.png").read_bytes()
+    page.write_text(page.read_text().replace('"loss"', '"less"'))
+    assert run.run(page, check=True) == []
+    assert run.run(page, check=False) == ["figures/05_x.png is not what 05_test.md draws"]
+    assert (run.LESSONS / "figures" / "05_x.png").read_bytes() != before
+
+
+OF_RUN = [name for page in PAGES.values() for name in re.findall(
+    r'"(\w+)", of_run=True', page.read_text(encoding="utf-8"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_RUN)
+@pytest.mark.parametrize("colour", ["white", "its own", "black"])
+def test_a_figure_of_a_run_that_shows_nothing_is_noticed(tmp_path, name, colour):
+    kept, empty = run.LESSONS / "figures" / f"{name}.png", tmp_path / "empty.png"
+    with Image.open(kept) as picture:
+        picture = picture.convert("RGB")
+    most = max(picture.getcolors(2**20))[1]
+    Image.new("RGB", picture.size, most if colour == "its own" else colour).save(empty)
+    assert run.alike(kept, kept, of_run=True)
+    assert not run.alike(empty, kept, of_run=True) and not run.alike(kept, empty, of_run=True)
 
 
 def test_an_output_without_code_is_stale(page):
@@ -233,6 +269,20 @@ def test_an_unknown_lesson_is_named(arguments, capsys):
     assert run.main(arguments) == 2
     assert f"no lesson {arguments[-1]}" in capsys.readouterr().err
     assert notebook.main(arguments) == 2
+
+
+@pytest.mark.parametrize(("lesson", "course", "failed", "words"), [
+    (20.0, 2, 0, "of processors   40.0 s  0 failed"),
+    (61.0, 2, 1, "too slow: at most 60 s of processors"),
+    (29.0, 17, 1, "of processors  493.0 s  0 failed, and too slow: at most 480 s of processors"),
+])  # fmt: skip
+def test_what_takes_too_long_fails(monkeypatch, capsys, lesson, course, failed, words):
+    """By the processors' time of a lesson, and of the whole course."""
+    clock = itertools.count()
+    monkeypatch.setattr(run, "processor_seconds", lambda: (next(clock) + 1) // 2 * lesson)
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    assert run.main(list(PAGES)[:course]) == failed
+    assert words in capsys.readouterr().out
 
 
 # Exercises ---------------------------------------------------------------------------------

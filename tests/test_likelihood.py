@@ -133,3 +133,13 @@ def test_the_brightest_value_stays_below_one():
             return np.full(shape, np.nextafter(1.0, 0))
 
     assert dequantise(np.array([255]), Highest())[0] < 1
+
+
+def test_pixels_and_dimensions_that_are_none():
+    rng = np.random.default_rng(0)
+    for pixels in (np.array([-3, 4]), np.array([0, 256])):
+        with pytest.raises(ValueError, match=r"pixels must be in 0 \.\.\. 255"):
+            dequantise(pixels, rng)
+    for dimensions in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="dimensions must be a whole number >= 1"):
+            bits_per_dimension(np.zeros(1), dimensions)

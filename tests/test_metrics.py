@@ -124,6 +124,8 @@ def test_zero_shot_takes_the_nearest_direction():
         (lambda x: clip_score(x[:0], x[:0]), "N >= 1"),
         (lambda x: clip_score(0 * x, x), "length zero"),
         (lambda x: zero_shot_accuracy(x, x, np.zeros(2, int)), "labels"),
+        (lambda x: zero_shot_accuracy(x, x, np.full(6, 99)), "labels must be rows"),
+        (lambda x: clip_score(x, x + math.inf), "not finite"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -236,6 +236,9 @@ def test_times_outside_a_process_are_refused(kind, t):
         lambda: process.perturb(x, t, x),
         lambda: process.score(lambda x, sigma, cond: x, x, t),
         lambda: process.velocity(lambda x, sigma, cond: x, x, t),
+        lambda: process.reverse_drift(lambda x, sigma, cond: x, x, t),
+        lambda: process.drift(x, t),
+        lambda: process.diffusion(t),
     ):
         with pytest.raises(ValueError, match=wanted):
             use()
@@ -252,19 +255,24 @@ def test_a_least_level_above_the_last_is_refused(kind):
 def test_errors():
     for kind in (VP, SubVP):
         for betas in ((-0.1, 1), (2, 1), (0, 0), (0.1, math.inf), (math.nan, 1)):
-            with pytest.raises(ValueError, match="beta_min <= beta_max"):
+            with pytest.raises(ValueError, match=r"beta_min <= beta_max|beta_m.. must be"):
+                kind(*betas)
+        for betas in ((0, 1e6), ("a", 1), (None, 1), (0.1, "b")):
+            with pytest.raises(ValueError, match=r"beta_\w+ must be a finite number"):
                 kind(*betas)
     process, x, rng = VP(), np.zeros((3, 2)), np.random.default_rng(0)
     for span in ((0.5, 0.5), (0.5, 0.2), (-0.1, 0.5), (0.5, 1.1)):
         with pytest.raises(ValueError, match="times must rise within"):
             process.simulate(x, *span, 10, rng)
+    with pytest.raises(ValueError, match="start must be a finite number, not 'a'"):
+        process.simulate(x, "a", 0.5, 5, rng)
     for steps in (0, 1.5, True, math.nan):
         with pytest.raises(ValueError, match="steps must be a whole number >= 1"):
             process.simulate(x, 0.2, 0.5, steps, rng)
     for h in (-1, math.nan, 2):
         with pytest.raises(ValueError, match=r"h must be a finite number in 0 \.\.\. 1"):
             CosineVP(h=h)
-    with pytest.raises(ValueError, match=r"start 0\.5 is later than t = 0\.2"):
+    with pytest.raises(ValueError, match=r"a kernel leads forwards, not from 0\.5 to 0\.2"):
         process.kernel(0.2, 0.5)
     with pytest.raises(ValueError, match=r"times have shape \(2,\): give a number, or \(3,\)"):
         process.drift(x, np.array([0.1, 0.2]))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_numpy.diffusion import PROCESSES, SAMPLERS, GaussianMixture, karras_sigmas
+from ldm_numpy.diffusion.process import Process
 from ldm_numpy.diffusion.samplers import (
     ddim,
     ddpm,
@@ -450,13 +451,26 @@ def test_the_solver_is_called_as_the_others_are():
         ("edm_stochastic", {"churn": math.nan}, "churn must be"),
         ("edm_stochastic", {"noise_scale": math.nan}, "noise_scale must be"),
         ("edm_stochastic", {"low": 2, "high": 1}, "low must be at most high"),
+        ("edm_stochastic", {"high": "a"}, "low must be at most high"),
         ("euler_maruyama", {"process": "vp"}, "process must be one of VE(), VP(), SubVP()"),
+        ("euler_maruyama", {"process": Process()}, "process must be one of VE(), VP(), SubVP()"),
+        ("ddpm", {"rng": 3}, "ddpm draws noise: give it a generator"),
     ],
 )
 def test_settings_that_make_no_sense(name, options, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         SAMPLERS[name](MIXTURE.denoiser, np.zeros((1, 2)), [1.0, 0.0],
-                       rng=np.random.default_rng(0), **options)  # fmt: skip
+                       **{"rng": np.random.default_rng(0)} | options)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_levels_and_types_that_make_no_sense(name):
+    rng = np.random.default_rng(0)
+    for levels in (None, 3, ["a", "b"], [], [1.0], [1.0, 2.0], [1.0, math.nan], [2.0, -1.0]):
+        with pytest.raises(ValueError, match="noise levels"):
+            SAMPLERS[name](MIXTURE.denoiser, np.zeros((1, 2)), levels, rng=rng)
+    with pytest.raises(ValueError, match="x must be of a floating-point type, not int64"):
+        SAMPLERS[name](MIXTURE.denoiser, np.zeros((1, 2), np.int64), [1.0, 0.0], rng=rng)
 
 
 @pytest.mark.parametrize("name", RANDOM)

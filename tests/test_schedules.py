@@ -82,7 +82,11 @@ def test_karras_levels():
         (5, 2, 1),
         (5, 0.1, math.inf),
         (5, math.nan, 1),
+        (5, 1, 0),
+        (5, "a", 1),
+        (5, None, 1),
         (5, 0.1, 1, 0),
+        (5, 0.1, 1, 1e-3),
     ],
 )
 def test_impossible_levels_are_refused(arguments):

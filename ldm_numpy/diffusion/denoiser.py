@@ -20,7 +20,7 @@ from scipy.special import ndtri
 
 from .. import ops
 from ..backend import array_module
-from ..checks import known, positive
+from ..checks import known, number, positive, shown, whole
 from ..function import raw
 from ..tensor import Tensor, no_grad
 from .objectives import OBJECTIVES, loss_weight
@@ -38,7 +38,7 @@ def per_sample(sigma, x):
     if shape not in ((), (n,)):
         raise ValueError(f"sigma has shape {shape}: give a number, or one level a sample, ({n},)")
     if array_module(sigma) is np and not (np.all(np.isfinite(sigma)) and np.all(sigma > 0)):
-        raise ValueError(f"noise levels must be positive and finite, got sigma = {sigma}")
+        raise ValueError(f"noise levels must be positive and finite, got sigma = {shown(sigma)}")
     sigma = xp.asarray(sigma, dtype=x.dtype)
     return xp.broadcast_to(sigma, (n,)).reshape(n, *(1,) * (x.ndim - 1))  # (N, 1, ..., 1)
 
@@ -63,7 +63,7 @@ def preconditioning(sigma, sigma_data: float, objective: str = "edm"):
     sinusoids would stand still; a thousand times that moves by 2650, and uses nearly all of them.
     Negative values are as good as positive ones: sines tell them apart.
     """
-    xp, formulas = array_module(sigma), OBJECTIVES[objective]
+    xp, formulas = array_module(sigma), OBJECTIVES[known("objective", objective, OBJECTIVES)]
     c_skip, c_out = formulas.skip(sigma, sigma_data), formulas.out(sigma, sigma_data)
     return c_skip, c_out, 1 / xp.sqrt(sigma**2 + sigma_data**2), 250 * xp.log(sigma)
 
@@ -100,6 +100,7 @@ def edm_sigmas(normals, P_mean: float = -1.2, P_std: float = 1.2):
     Most of them lie where there is something to learn: with hardly any noise the answer is x, with
     nothing but noise it is the mean (Karras et al. 2022, Table 1 and Figure 5a).
     """
+    number("P_mean", P_mean)
     positive("P_std", P_std)
     return array_module(normals).exp(P_mean + P_std * normals)
 
@@ -112,6 +113,7 @@ def stratified_normals(n: int, rng: np.random.Generator) -> np.ndarray:
     Noise levels drawn so cover their range evenly in every batch, and the batch's loss and gradient
     vary less. (Kingma et al. 2021, "Variational diffusion models": their low-discrepancy sampler)
     """
+    whole("n", n, at_least=1)
     quantiles = (np.arange(n) + rng.random()) / n
     return ndtri(quantiles.clip(1e-12, 1 - 1e-12)).astype(np.float32)  # 0 and 1 are at infinity
 
@@ -156,6 +158,8 @@ def score_matching_loss(
     Its gradient is the mean of `denoising_loss`'s over x0 and noise (Vincent 2011, appendix; Song
     et al. 2021, eq. 7), without that one's variance: the two differ by what no network changes.
     """
+    if scores.shape != x.shape:
+        raise ValueError(f"scores have shape {scores.shape}, x {x.shape}: they must agree")
     level = per_sample(sigma, x)
     weight = loss_weight(level, D.sigma_data, D.objective, weighting)
     return ops.mse_loss(D(Tensor(x), sigma, cond), x + level**2 * scores, weight=weight)

@@ -2,7 +2,7 @@
 
 from numbers import Real
 
-from ..checks import number
+from ..checks import number, shown
 from ..tensor import Tensor, concatenate, gradients
 from .denoiser import per_sample
 
@@ -65,6 +65,8 @@ def guide(
             without, given = both[: len(x)], both[len(x) :]
         result = without + (given - without) * scale
         if guidance_rescale > 0:
+            if x.size == len(x):
+                raise ValueError("guidance_rescale: a sample of one number has no deviation")
             back = deviation(given) / deviation(result)
             result = result * (back * guidance_rescale + (1 - guidance_rescale))
         return result
@@ -118,8 +120,8 @@ def checked_interval(interval) -> tuple[float, float]:
     The end is at most EVERYWHERE's: JSON has no infinity."""
     pair = isinstance(interval, tuple | list) and len(interval) == 2
     if not pair or not all(isinstance(end, Real) for end in interval):
-        raise ValueError(f"guidance_interval must be two numbers (low, high), not {interval!r}")
-    low, high = (float(end) for end in interval)
+        raise ValueError(f"guidance_interval must be numbers (low, high), not {shown(interval)}")
+    low, high = float(interval[0]), min(float(interval[1]), EVERYWHERE[1])
     if not 0 <= low < high:
         raise ValueError(f"guidance_interval: 0 <= low < high is needed, not {low:g} and {high:g}")
-    return low, min(high, EVERYWHERE[1])
+    return low, high

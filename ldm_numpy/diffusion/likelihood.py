@@ -19,7 +19,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from ..backend import array_module, to_device, to_host
-from ..checks import number, positive
+from ..checks import number, positive, whole
 from ..tensor import Tensor, gradients
 from .process import checked_levels
 
@@ -109,6 +109,8 @@ def dequantise(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     (Theis et al. 2016, "A note on the evaluation of generative models")
     """
+    if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 255):
+        raise ValueError(f"pixels must be in 0 ... 255, not {pixels.min()} ... {pixels.max()}")
     u = rng.random(pixels.shape)
     return np.minimum((pixels + u) / 128 - 1, np.float32(1 - 2**-24)).astype(np.float32)
 
@@ -121,4 +123,4 @@ def bits_per_dimension(log_p: np.ndarray, dimensions: int) -> np.ndarray:
     A bin is 1/128 wide, so its probability is the mean of p over it, over 128; by Jensen's
     inequality the mean of the result over u is an upper bound.
     """
-    return 7 - log_p / (dimensions * math.log(2))
+    return 7 - log_p / (whole("dimensions", dimensions, at_least=1) * math.log(2))

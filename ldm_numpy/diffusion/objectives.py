@@ -79,6 +79,7 @@ MIN_SNR_GAMMA = 5.0
 def loss_weight(sigma, sigma_data: float, objective: str = "edm", weighting: str = "target"):
     """What the squared error of D counts at noise levels `sigma`, an array."""
     known("weighting", weighting, WEIGHTINGS)
+    known("objective", objective, OBJECTIVES)
     if weighting == "target":
         return OBJECTIVES[objective].weight(sigma, sigma_data)
     weight = 1 / sigma**2
@@ -98,7 +99,7 @@ def target(prediction: str, process: Process, t):
         score     -n / (s sigma), the mean of which is grad log p_t(x_t)
     """
     known("prediction", prediction, PREDICTIONS)
-    s, deviation = process.kernel(t)
+    s, deviation = checked_process(process).kernel(t)
     zero = 0.0 * s
     if prediction == "flow":
         rate = process.f(t)

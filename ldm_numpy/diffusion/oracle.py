@@ -41,6 +41,8 @@ class GaussianMixture:
                 f"means {self.means.shape} and covariances {self.covariances.shape} "
                 "do not fit (K, d) and (K, d, d)"
             )
+        if not (np.isfinite(self.means).all() and np.isfinite(self.covariances).all()):
+            raise ValueError("means and covariances must be finite")
         self.weights = _normalised(np.asarray(weights), len(self.means))
         if self.weights.ndim != 1:
             raise ValueError(f"a mixture has one weight a component, got {self.weights.shape}")

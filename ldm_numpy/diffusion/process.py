@@ -33,7 +33,7 @@ from numbers import Real
 import numpy as np
 
 from ..backend import array_module
-from ..checks import number, whole
+from ..checks import number, shown, whole
 from ..function import raw
 
 
@@ -69,11 +69,13 @@ class Process:
         raise NotImplementedError
 
     def drift(self, x, t):
-        """f(t) x, the SDE's drift."""
+        """f(t) x, the SDE's drift. Raises ValueError for times outside the process's."""
+        self.checked_times(t)
         return along(self.f(t), x) * x
 
     def diffusion(self, t):
-        """g(t), the SDE's diffusion coefficient."""
+        """g(t), the SDE's diffusion coefficient. ValueError for times outside the process's."""
+        self.checked_times(t)
         return functions(t).sqrt(self.g_squared(t))
 
     def kernel(self, t, start=None):
@@ -89,7 +91,7 @@ class Process:
             return self.s(t), self.s(t) * self.sigma(t)
         self.checked_times(start)
         if array_module(t) is array_module(start) is np and np.any(np.asarray(start) > t):
-            raise ValueError(f"a kernel leads forwards: start {start} is later than t = {t}")
+            raise ValueError(f"a kernel leads forwards, not from {shown(start)} to {shown(t)}")
         grown = self.sigma(t) ** 2 - self.sigma(start) ** 2
         return self.s(t) / self.s(start), self.s(t) * functions(grown).sqrt(grown)
 
@@ -101,7 +103,7 @@ class Process:
             inside = (np.asarray(t) >= self.t_min - slack) & (np.asarray(t) <= self.t_max + slack)
             if not inside.all():
                 raise ValueError(f"{type(self).__name__} has times {self.t_min:g} ... "
-                                 f"{self.t_max:g}, got {t}")  # fmt: skip
+                                 f"{self.t_max:g}, got {shown(t)}")  # fmt: skip
 
     def perturb(self, x0, t, noise):
         """x(t) made of clean data and white noise of the same shape."""
@@ -116,7 +118,7 @@ class Process:
         The slow way to what `kernel` says at once. Raises ValueError for times outside the
         process's, or in the wrong order, and for less than one step.
         """
-        if not self.t_min <= start < end <= self.t_max:
+        if not self.t_min <= number("start", start) < number("end", end) <= self.t_max:
             raise ValueError(
                 f"times must rise within {self.t_min:g} ... {self.t_max:g}, got {start} and {end}"
             )
@@ -194,7 +196,8 @@ class VP(Process):
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, sigma_min: float = 0.002):
-        if not 0 <= beta_min <= beta_max < math.inf or beta_max == 0:
+        number("beta_max", beta_max, 0, 600)  # e^600 is near the largest number there is
+        if not 0 <= number("beta_min", beta_min) <= beta_max or beta_max == 0:
             raise ValueError(f"need 0 <= beta_min <= beta_max, not 0: got {beta_min}, {beta_max}")
         self.beta_min, self.slope, self.t_max = beta_min, beta_max - beta_min, 1.0
         checked_levels(sigma_min, self.sigma(1.0))
@@ -342,15 +345,15 @@ def checked_time(process: Process, sigma):
         given, slack = np.asarray(sigma), 1 + 1e-6
         if not np.all((given >= least / slack) & (given <= most * slack)):
             raise ValueError(f"{type(process).__name__} has noise levels {least:g} ... {most:g}: "
-                             f"it has no time for {sigma}")  # fmt: skip
+                             f"it has no time for {shown(sigma)}")  # fmt: skip
     return process.time(sigma)
 
 
 def checked_process(process) -> Process:
     """The process, if it is one; ValueError otherwise."""
-    if not isinstance(process, Process):
+    if not isinstance(process, Process) or type(process) is Process:
         names = ", ".join(f"{kind.__name__}()" for kind in PROCESSES.values())
-        raise ValueError(f"process must be one of {names}, not {process!r}")
+        raise ValueError(f"process must be one of {names}, not {shown(process)}")
     return process
 
 

@@ -37,11 +37,12 @@ float32. ValueError is raised for levels that do not fall, or a random sampler w
 
 import math
 from itertools import pairwise
+from numbers import Real
 
 from scipy.integrate import solve_ivp
 
 from ..backend import array_module, to_host
-from ..checks import known, number, positive, whole
+from ..checks import known, number, positive, shown, whole
 from .denoiser import score
 from .process import VE, Process, checked_process, checked_time
 
@@ -53,7 +54,7 @@ def euler(D, x, sigmas, cond=None, *, rng=None, callback=None):
     "Denoising Diffusion Implicit Models").
     Karras et al. 2022, Algorithm 1 without its correction (`sample_euler` in k-diffusion).
     """
-    for step, sigma, sigma_next in _steps(sigmas):
+    for step, sigma, sigma_next in _steps(x, sigmas):
         x = _euler_step(D, x, sigma, sigma_next, cond)
         _report(callback, step, sigma_next, x)
     return x
@@ -65,7 +66,7 @@ def heun(D, x, sigmas, cond=None, *, rng=None, callback=None):
     A step to sigma = 0, where there is no slope, is Euler's: 2n - 1 evaluations for n steps.
     Karras et al. 2022, Algorithm 1 (`sample_heun` in k-diffusion).
     """
-    for step, sigma, sigma_next in _steps(sigmas):
+    for step, sigma, sigma_next in _steps(x, sigmas):
         x = _heun_step(D, x, sigma, sigma_next, cond)
         _report(callback, step, sigma_next, x)
     return x
@@ -88,7 +89,7 @@ def dpmpp_2m(D, x, sigmas, cond=None, *, rng=None, callback=None):
     Lu et al. 2022, "DPM-Solver++", Algorithm 2 (`sample_dpmpp_2m` in k-diffusion).
     """
     last, h_last = None, None
-    for step, sigma, sigma_next in _steps(sigmas):
+    for step, sigma, sigma_next in _steps(x, sigmas):
         denoised = middle = D(x, sigma, cond)
         if sigma_next > 0:
             h = math.log(sigma / sigma_next)
@@ -115,7 +116,7 @@ def probability_flow(
     """
     number("rtol", rtol, 1e-12, 1)
     positive("atol", atol)
-    steps = _steps(sigmas)
+    steps = _steps(x, sigmas)
     xp, shape, dtype = array_module(x), x.shape, x.dtype
     levels = [high for _, high, _ in steps] + [low for *_, low in steps[-1:] if low > 0]
 
@@ -153,7 +154,7 @@ def ddim(D, x, sigmas, cond=None, *, rng=None, callback=None, eta: float = 0.0):
     """
     number("eta", eta, 0, 1)
     noise = _noise("ddim", x, rng) if eta > 0 else None
-    for step, sigma, sigma_next in _steps(sigmas):
+    for step, sigma, sigma_next in _steps(x, sigmas):
         sigma_up = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
         sigma_down = math.sqrt(sigma_next**2 - sigma_up**2)
         x = x + (sigma_down - sigma) * _slope(D, x, sigma, cond)
@@ -184,7 +185,7 @@ def dpmpp_2m_sde(D, x, sigmas, cond=None, *, rng=None, callback=None):
     """
     noise = _noise("dpmpp_2m_sde", x, rng)
     last, h_last = None, None
-    for step, sigma, sigma_next in _steps(sigmas):
+    for step, sigma, sigma_next in _steps(x, sigmas):
         denoised = middle = D(x, sigma, cond)
         if sigma_next > 0:
             h = math.log(sigma / sigma_next)
@@ -223,9 +224,9 @@ def edm_stochastic(
     """
     for name, value in {"churn": churn, "low": low, "noise_scale": noise_scale}.items():
         number(name, value, least=0)
-    if not low <= high:
+    if not isinstance(high, Real) or not low <= high:
         raise ValueError(f"low must be at most high, got {low} and {high}")
-    noise, steps = _noise("edm_stochastic", x, rng), _steps(sigmas)
+    noise, steps = _noise("edm_stochastic", x, rng), _steps(x, sigmas)
     gamma = min(churn / len(steps), math.sqrt(2) - 1)
     for step, sigma, sigma_next in steps:
         if low <= sigma <= high and gamma > 0:
@@ -247,7 +248,7 @@ def euler_maruyama(
     A last level of 0 lands on D. Song et al. 2021, eq. 6; order 1 in distribution. `process`: by
     default VE, whose scale is 1. Raises ValueError for levels that the process does not reach.
     """
-    noise, steps = _noise("euler_maruyama", x, rng), _steps(sigmas)
+    noise, steps = _noise("euler_maruyama", x, rng), _steps(x, sigmas)
     if process is None:
         least = min(low or high for _, high, low in steps)
         process = VE(sigma_min=min(0.002, least), sigma_max=max(80.0, steps[0][1]))
@@ -281,7 +282,7 @@ def predictor_corrector(
     positive("snr", snr)
     whole("corrections", corrections, at_least=0)
     noise = _noise("predictor_corrector", x, rng)
-    for step, sigma, sigma_next in _steps(sigmas):
+    for step, sigma, sigma_next in _steps(x, sigmas):
         if sigma_next == 0:
             x = D(x, sigma, cond)
         else:
@@ -305,8 +306,8 @@ SAMPLERS = {
 
 
 def _given(name: str, rng):
-    if rng is None:
-        raise ValueError(f"{name} draws noise: give it a generator, rng=...")
+    if not hasattr(rng, "standard_normal"):
+        raise ValueError(f"{name} draws noise: give it a generator, rng=..., not {shown(rng)}")
     return rng
 
 
@@ -330,7 +331,7 @@ def invert(D, x, sigmas, cond=None, method: str = "heun"):
     """
     steps = {"heun": _heun_step, "euler": _euler_step}
     known("method", method, steps)
-    falling = _steps(list(sigmas)[::-1])
+    falling = _steps(x, list(sigmas)[::-1])
     if falling[-1][2] == 0:
         raise ValueError("at level 0 there is no slope to follow: start above it")
     for _, sigma_next, sigma in reversed(falling):
@@ -355,15 +356,26 @@ def _slope(D, x, sigma: float, cond):
     return (x - D(x, sigma, cond)) / sigma
 
 
-def _steps(sigmas) -> list[tuple[int, float, float]]:
-    """(step, sigma, sigma_next) for each step, once the levels have been checked."""
-    levels = [float(sigma) for sigma in sigmas]
-    pairs = list(pairwise(levels))
-    if not pairs:
+def checked_sigmas(sigmas) -> list[float]:
+    """Noise levels as floats; ValueError unless they fall, two of them at least, none below 0."""
+    try:
+        levels = [float(sigma) for sigma in sigmas]
+    except (TypeError, ValueError):
+        raise ValueError(f"noise levels must be numbers, not {shown(sigmas)}") from None
+    if len(levels) < 2:
         raise ValueError(f"sampling needs at least two noise levels, got {levels}")
-    if not all(0 <= low < high < math.inf for high, low in pairs):
-        raise ValueError(f"noise levels must fall, from finite to no less than 0; got {levels}")
-    return [(step, high, low) for step, (high, low) in enumerate(pairs)]
+    if not all(0 <= low < high < math.inf for high, low in pairwise(levels)):
+        raise ValueError(
+            f"noise levels must fall, from finite to no less than 0; got {shown(levels)}"
+        )
+    return levels
+
+
+def _steps(x, sigmas) -> list[tuple[int, float, float]]:
+    """(step, sigma, sigma_next) for each step, once the levels and x's type have been checked."""
+    if x.dtype.kind != "f":
+        raise ValueError(f"x must be of a floating-point type, not {x.dtype}: noise is no integer")
+    return [(step, *pair) for step, pair in enumerate(pairwise(checked_sigmas(sigmas)))]
 
 
 def _report(callback, step: int, sigma: float, x) -> None:

@@ -10,7 +10,7 @@ raises ValueError unless n >= 1 and 0 < sigma_min < sigma_max.
 
 import numpy as np
 
-from ..checks import positive, whole
+from ..checks import number, whole
 from .process import CosineVP, checked_levels
 
 
@@ -23,9 +23,10 @@ def karras_sigmas(
 
     Steps shrink with sigma: where structure appears, errors are visible. Larger rho means shorter
     steps at low noise. Karras et al. 2022, eq. 5 (`get_sigmas_karras` in k-diffusion). Raises
-    ValueError unless rho > 0.
+    ValueError unless 0.1 <= rho <= 1000.
     """
-    positive("rho", rho)
+    number("rho", rho, 0.1, 1000)
+    checked_levels(sigma_min, sigma_max)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return _levels(n, sigma_min, sigma_max, lambda part: (high + part * (low - high)) ** rho)
 
@@ -40,6 +41,7 @@ def log_uniform_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0
 
     The levels of SMLD (Song and Ermon 2019), and Karras's for infinite rho.
     """
+    checked_levels(sigma_min, sigma_max)
     ratio = sigma_min / sigma_max
     return _levels(n, sigma_min, sigma_max, lambda part: sigma_max * ratio**part)
 
