@@ -8,6 +8,7 @@ from matplotlib.ticker import NullLocator
 from ldm_numpy.files import write_atomically
 from lessons.plots import COLOURS
 
+from .text import FIGURES as SHOWN
 from .text import HEAD, WORDS
 
 COMMAND = "python -m benchmarks.experiments"
@@ -127,13 +128,14 @@ def guidance_figure(rows: dict) -> Figure:
     """Accuracy against distance: each scale a point, each way of guiding a line."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
-    for where, label in (("interval", "at 0.3 < sigma <= 5"), ("everywhere", "at all levels")):
+    for where, label, side in (("interval", "at 0.3 < sigma <= 5", (-9, 7)),
+                               ("everywhere", "at all levels", (3, -13))):  # fmt: skip
         points = {name.split("-")[0]: row for name, row in rows.items() if name.endswith(where)}
         x = [row["frechet"] / row["floor"] for row in points.values()]
         y = [100 * row["all"] for row in points.values()]
         axes.plot(x, y, "o-", label=label)
         for scale, *at in zip(points, x, y):
-            axes.annotate(scale, at, textcoords="offset points", xytext=(5, -9), fontsize="small")
+            axes.annotate(scale, at, textcoords="offset points", xytext=side, fontsize="small")
     axes.set(xlabel="Fréchet distance, in floors (1 is perfect)",
              ylabel="digit, slant and stroke as asked, %")  # fmt: skip
     axes.legend(title="guidance")
@@ -160,13 +162,18 @@ def write(results: dict, folder: Path) -> None:
         if experiment in FIGURES:
             path = f"figures/experiments_{experiment}.png"
             FIGURES[experiment](rows).savefig(folder / path, dpi=80)
-            lines += [f"![{title}]({path})", ""]
+            lines += figure(experiment)
         lines += tables(experiment, rows)
         for name in PICTURES.get(experiment, ()):
-            path = f"figures/experiments_{name}.png"
-            if (folder / path).is_file():
-                lines += [f"![{name.replace('_', ' ')}]({path})", ""]
+            if (folder / f"figures/experiments_{name}.png").is_file():
+                lines += figure(name)
     write_atomically(folder / "experiments.md", ("\n".join(lines).rstrip() + "\n").encode())
+
+
+def figure(name: str) -> list[str]:
+    """A figure of the page, and below it what it shows."""
+    alternative, caption = SHOWN[name]
+    return [f"![{alternative}](figures/experiments_{name}.png)", "", f"*{caption}*", ""]
 
 
 def tables(experiment: str, rows: dict) -> list[str]:

@@ -193,3 +193,48 @@ WORDS = {
     "words": ("Which word drew what", words),
     "memory": ("Is it remembering?", memory),
 }
+
+# What stands for a figure, and what stands under it.
+FIGURES = {
+    "samplers": (
+        "Two plots against evaluations, ten lines each: distances that fall, shares as asked that rise",
+        """A line a sampler. Left: how far 500 samples are from the data, lower is better; dotted, 1 floor, which
+perfect samples would have. Right: the share that is as asked. `ddim` without noise lies on `euler` and hides
+it; `probability_flow` chooses its steps, and has a point for each tolerance, from 0.1 at the left to 1e-4.""",
+    ),
+    "guidance": (
+        "Two curves, obedience over distance: steep at first, then level, numbered by scale",
+        """A point a scale, from 1 (no guidance) to 8; blue's numbers are above, orange's below. Further up, more
+samples are as asked; further left, they are nearer to the data. Both climb first and then only move away from
+the data: what is gained beyond a scale of 3 is small, and its price in distance is not.""",
+    ),
+    "space_pixel": (
+        "Three rows of the digits 0 to 9, thin, medium and bold, some with ragged strokes",
+        """Drawn by the model of pixels: at the left the prompt, the digit's word in place of the dots.""",
+    ),
+    "space_latent": (
+        "Three rows of the digits 0 to 9, thin, medium and bold, with smooth strokes",
+        """The same prompts and seeds, drawn by the model of latents with as many parameters.""",
+    ),
+    "inpaint": (
+        "Three rows of ten digits: whole, only the upper half above grey, whole again",
+        """The first ten of the test digits. Where the upper half leaves it open, the lower half is in another hand:
+the second digit from the right is a triangle above, and was filled to a round zero.""",
+    ),
+    "slant": (
+        "Ten test digits, and below each the same digit leaning the other way",
+        """Ten of the leaning test digits, and below them what image to image at strength 0.6 made of each, asked to
+lean the other way with the same stroke.""",
+    ),
+    "words": (
+        "Three digits, each followed by five copies under glowing maps, one for each word of its prompt",
+        """Each row is a sample (left), then the same picture under the map of each word of its prompt. The colour
+says how much the picture's places attend to the word: black least, then red and yellow, white most, over the
+range of that map alone; so colours compare places under one word, not words. The strokes shine through.""",
+    ),
+    "memory": (
+        "Two rows of the digits 0 to 9, alike in pairs but not equal",
+        """For each digit the sample that is nearest to any training digit (top), and that training digit (below): of
+500 samples the most suspicious ten. Each differs from its neighbour in the course of its strokes.""",
+    ),
+}
