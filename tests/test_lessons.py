@@ -60,6 +60,16 @@ def test_links_and_figures_exist(lesson):
         assert f"](figures/{name})" in page, f"{name} is not shown"
 
 
+@pytest.mark.parametrize("page", [*PAGES.values(), run.LESSONS / "experiments.md"],
+                         ids=[*PAGES, "experiments"])  # fmt: skip
+def test_each_figure_is_described_and_has_a_caption(page):
+    """Under it, or under the figure that follows at once."""
+    text = page.read_text(encoding="utf-8")
+    shown = re.findall(r"^!\[(.*)\]\(figures/.*\)\n\n(\*\w|!\[)", text, re.M)
+    assert len(shown) == text.count("](figures/")
+    assert all(len(description.split()) >= 3 for description, _ in shown)
+
+
 @pytest.mark.parametrize("lesson", PAGES)
 def test_mathematics_survives_github(lesson):
     """Within $...$, Markdown takes a backslash before punctuation, and may take _ for emphasis."""

@@ -264,3 +264,17 @@ def test_a_shard_that_needs_no_gradient_says_so(data):
 def test_batches_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match=r"different sizes: \[2, 3\]"):
         Shards(1).forward(lambda a, b: a, np.zeros(2), np.zeros(3))
+
+
+@pytest.mark.parametrize("size", [None, 40])
+def test_a_forward_pass_over_more_than_fits_at_once(size):
+    rows = np.arange(1100.0).reshape(1100, 1)
+    seen = []
+
+    def double(x):
+        seen.append(len(x))
+        return Tensor(2 * x)
+
+    y = Shards(size, threads=1).forward(double, rows)
+    np.testing.assert_array_equal(y, 2 * rows)
+    assert sum(seen) == 1100 and max(seen) == (size or 512)
