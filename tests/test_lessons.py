@@ -65,7 +65,7 @@ def test_links_and_figures_exist(lesson):
 def test_each_figure_is_described_and_has_a_caption(page):
     """Under it, or under the figure that follows at once."""
     text = page.read_text(encoding="utf-8")
-    shown = re.findall(r"^!\[(.*)\]\(figures/.*\)\n\n(\*\w|!\[)", text, re.M)
+    shown = re.findall(r"^!\[(.*)\]\(figures/.*\)\n\n(?=(\*\w|!\[))", text, re.M)
     assert len(shown) == text.count("](figures/")
     assert all(len(description.split()) >= 3 for description, _ in shown)
 
