@@ -4,6 +4,7 @@ That each page's code runs and prints what the page says is for `python -m lesso
 """
 
 import ast
+import inspect
 import itertools
 import re
 import sys
@@ -16,6 +17,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ldm_numpy import optim
 from lessons import check, notebook, plots, run
 from lessons import source as show_source
 
@@ -65,7 +67,7 @@ def test_links_and_figures_exist(lesson):
 def test_each_figure_is_described_and_has_a_caption(page):
     """Under it, or under the figure that follows at once."""
     text = page.read_text(encoding="utf-8")
-    shown = re.findall(r"^!\[(.*)\]\(figures/.*\)\n\n(?=(\*\w|!\[))", text, re.M)
+    shown = re.findall(r"^!\[(.*)\]\(figures/.*\)\n\n(?=(\*[^*\s]|!\[))", text, re.M)
     assert len(shown) == text.count("](figures/")
     assert all(len(description.split()) >= 3 for description, _ in shown)
 
@@ -89,6 +91,52 @@ def test_no_private_name_is_used(lesson):
                 names += [part for alias in node.names for part in alias.name.split(".")]
                 names += (getattr(node, "module", None) or "").split(".")
             assert not any(re.match(r"_[^_]", name) for name in names), names
+
+
+def code_lines(text):
+    """The lines of code, each statement's in one: without blank lines, comments, docstrings."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:  # an output of source(), say
+        return []
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node):
+            node.body[:1] = [] if node.body[1:] else [ast.Pass()]
+    return [line.strip() for line in ast.unparse(tree).splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def library_runs():
+    """All runs of eleven lines in the library, each with the files that hold it."""
+    runs = {}
+    for file in (run.ROOT / "ldm_numpy").rglob("*.py"):
+        lines = code_lines(file.read_text(encoding="utf-8"))
+        for i in range(len(lines) - 10):
+            runs.setdefault(tuple(lines[i : i + 11]), file.name)
+    return runs
+
+
+def copied(text, runs):
+    lines = code_lines(text)
+    found = (runs.get(tuple(lines[i : i + 11])) for i in range(len(lines) - 10))
+    return [name for name in found if name]
+
+
+@pytest.mark.parametrize("lesson", PAGES)
+def test_no_more_than_ten_lines_of_the_library_are_copied(lesson, library_runs):
+    """Longer code is shown with source(), live."""
+    for block in run.fences(text_of(lesson)):
+        if block.language == "python":
+            assert not copied(block.text, library_runs)
+
+
+def test_a_copy_is_found_whatever_its_layout(library_runs):
+    source = inspect.getsource(optim.AdamW)
+    other = ast.unparse(ast.parse(source)).replace("\n", "  # no\n\n")
+    assert copied(source, library_runs) == copied(f"x = 1\n{other}\ny = 2", library_runs)
+    assert copied(source, library_runs)[0] == "optim.py"
+    assert not copied("x = 1\n" * 12, library_runs)
 
 
 def test_each_lesson_leads_to_its_neighbours():

@@ -205,20 +205,20 @@ it; `probability_flow` chooses its steps, and has a point for each tolerance, fr
     "guidance": (
         "Two curves, obedience over distance: steep at first, then level, numbered by scale",
         """A point a scale, from 1 (no guidance) to 8; blue's numbers are above, orange's below. Further up, more
-samples are as asked; further left, they are nearer to the data. Both climb first and then only move away from
-the data: what is gained beyond a scale of 3 is small, and its price in distance is not.""",
+samples are as asked; further left, they are nearer to the data. At first obedience rises steeply, beyond a
+scale of 3 almost only the distance does.""",
     ),
     "space_pixel": (
         "Three rows of the digits 0 to 9, thin, medium and bold, some with ragged strokes",
         """Drawn by the model of pixels: at the left the prompt, the digit's word in place of the dots.""",
     ),
     "space_latent": (
-        "Three rows of the digits 0 to 9, thin, medium and bold, with smooth strokes",
-        """The same prompts and seeds, drawn by the model of latents with as many parameters.""",
+        "Three rows of the digits 0 to 9, thin, medium and bold, smooth but for a broken thin seven",
+        """The same prompts, drawn by the model of latents with as many parameters.""",
     ),
     "inpaint": (
         "Three rows of ten digits: whole, only the upper half above grey, whole again",
-        """The first ten of the test digits. Where the upper half leaves it open, the lower half is in another hand:
+        """Ten of the test digits. Where the upper half leaves it open, the lower half is in another hand:
 the second digit from the right is a triangle above, and was filled to a round zero.""",
     ),
     "slant": (
@@ -234,7 +234,7 @@ range of that map alone; so colours compare places under one word, not words. Th
     ),
     "memory": (
         "Two rows of the digits 0 to 9, alike in pairs but not equal",
-        """For each digit the sample that is nearest to any training digit (top), and that training digit (below): of
-500 samples the most suspicious ten. Each differs from its neighbour in the course of its strokes.""",
+        """Top: of the 500 samples the one of each digit that is nearest to a training digit. Below: that training digit.
+These are the most suspicious, and each differs from its neighbour in the course or weight of its strokes.""",
     ),
 }
