@@ -327,6 +327,28 @@ def test_fourier_exponents_that_are_none(exponents):
         UNetConfig(fourier_exponents=exponents)
 
 
+BUILD = {
+    AutoencoderKL: lambda seed: AutoencoderKL(autoencoder.MNIST, seed),
+    CLIPTextModel: lambda seed: CLIPTextModel(TEXT, seed),
+    CLIPVisionModel: lambda seed: CLIPVisionModel(clip.MNIST_VISION, seed),
+    CLIP: lambda seed: CLIP(TEXT, clip.MNIST_VISION, clip.MNIST_PROJECTION_DIM, seed),
+    UNet: lambda seed: UNet(unet.MNIST, seed),
+    Classifier: lambda seed: Classifier(classifier.READER, seed),
+    classifier.NoisyClassifier: lambda seed: classifier.NoisyClassifier(classifier.NOISY, seed),
+}
+
+
+@pytest.mark.parametrize("build", BUILD.values(), ids=[kind.__name__ for kind in BUILD])
+def test_a_seed_decides_on_the_weights_and_without_it_they_are_zero(build):
+    empty, one, again, other = (build(seed).state_dict() for seed in (None, 1, 1, 2))
+    drawn = {name for name, array in one.items() if name.endswith("weight") and array.std() > 0}
+    assert len(drawn) > 5
+    for name, array in one.items():
+        assert not empty[name].any()
+        np.testing.assert_array_equal(array, again[name])
+        assert name not in drawn or (array != other[name]).any()
+
+
 def test_clip_starts_as_openais_does():
     """Deviations of Radford et al.'s `initialize_parameters`: a deep stack's sum stays small."""
     dim, layers = 64, 8
