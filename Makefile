@@ -6,10 +6,9 @@ BIN    := .venv/bin
 export PROMPT
 
 # What is computed on arrays alone, and quickly: also on the stand-in for CuPy in every `make test`.
-STRICT := $(patsubst %,tests/test_%.py,attention function gradients ops optim primitives)
-MORE := $(patsubst %,tests/test_%.py,attention_maps denoiser editing_oracle extremes float32 \
-    gradcheck guidance layer_properties layer_references likelihood models nn noisy objectives \
-    oracle parallel pipeline process properties references samplers schedules scipy training)
+STRICT := $(patsubst %,tests/test_%.py,attention function gradcheck gradients guidance \
+    layer_properties layer_references models nn objectives ops optim oracle primitives properties \
+    references schedules scipy)
 
 .PHONY: train-mnist sample evaluate bench experiments lessons test test-slow test-planted test-strict test-gpu lint clean
 
@@ -51,13 +50,13 @@ test: .venv/dev lint
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
-	$(BIN)/python -m pytest -m "not slow" --backend strict $(MORE)
+	$(BIN)/python -m pytest -m "not slow" --backend strict
 
 # One wrong line at a time, by rules: each should turn a test red. PLANTED="--only ops/linear".
 test-planted: .venv/dev
 	$(BIN)/python -m tests.planted $(PLANTED)
 
-# All of it on the stand-in: half an hour.
+# All fast tests on the stand-in: ten minutes.
 test-strict: .venv/dev
 	$(BIN)/python -m pytest -m "not slow" --backend strict
 
