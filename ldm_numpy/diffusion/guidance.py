@@ -120,7 +120,9 @@ def checked_interval(interval) -> tuple[float, float]:
     The end is at most EVERYWHERE's: JSON has no infinity."""
     pair = isinstance(interval, tuple | list) and len(interval) == 2
     if not pair or not all(isinstance(end, Real) for end in interval):
-        raise ValueError(f"guidance_interval must be numbers (low, high), not {shown(interval)}")
+        raise ValueError(
+            f"guidance_interval must be two numbers (low, high), not {shown(interval)}"
+        )
     low, high = float(interval[0]), min(float(interval[1]), EVERYWHERE[1])
     if not 0 <= low < high:
         raise ValueError(f"guidance_interval: 0 <= low < high is needed, not {low:g} and {high:g}")
