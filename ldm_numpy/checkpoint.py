@@ -72,7 +72,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
         with safe_open(path, framework="numpy") as file:
             entry = (file.metadata() or {}).get(_KEY)
             if entry is None:
-                raise ValueError(f"{path} is a safetensors file, but not one of ldm_numpy")
+                raise DamagedError(f"{path} is a safetensors file, but not one of ldm_numpy")
             version, checksum, text = _read_entry(path, entry)
             if version != VERSION:
                 raise ValueError(

@@ -69,6 +69,7 @@ def flip(content):
 
 
 DAMAGES = {
+    "the name of its metadata": lambda content: content.replace(b'"ldm_numpy"', b'"lem_numpy"', 1),
     "a bit": flip,
     "half of it": lambda content: content[: len(content) // 2],
     "all of it": lambda content: b"",

@@ -235,6 +235,7 @@ def test_pictures_that_are_none_of_these_are_read(tmp_path):
 # Modules whose files can hold code, and calls that run what they are given.
 UNSAFE_MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "__import__"}
+UNSAFE_METHODS = {"read_pickle", "unsafe_load", "run_path", "run_module", "read_array"}
 # A lesson is run by its runner: code of this repository, which is what it is there for.
 ALLOWED = {"lessons/run.py": {"exec"}}
 
@@ -253,10 +254,21 @@ def unsafe(source: str) -> set[str]:
         elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "builtins":
             found |= {node.attr} & UNSAFE_CALLS
         elif isinstance(node, ast.Attribute):
-            found |= {node.attr} & UNSAFE_MODULES
+            found |= {node.attr} & (UNSAFE_MODULES | UNSAFE_METHODS)
         elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             refused = isinstance(node.value, ast.Constant) and node.value.value is False
             found |= set() if refused else {"allow_pickle"}
+        elif isinstance(node, ast.Dict):  # as **{...}
+            names = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+            found |= names & {"allow_pickle"}
+        elif isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in {"import_module", "getattr"}:  # by a name that is a text
+                texts = {a.value for a in node.args if isinstance(a, ast.Constant)}
+                found |= texts & (UNSAFE_MODULES | UNSAFE_CALLS)
+            of = getattr(getattr(node.func, "value", None), "id", "")
+            if (of, name) in {("np", "load"), ("numpy", "load")} and len(node.args) > 2:
+                found |= {"allow_pickle"}
     return found
 
 
@@ -274,6 +286,13 @@ def unsafe(source: str) -> set[str]:
         ("__import__('os')", {"__import__"}),
         ("np.load(f, allow_pickle=True)", {"allow_pickle"}),
         ("np.load(f, allow_pickle=unknown)", {"allow_pickle"}),
+        ("np.load(f, 'r', True)", {"allow_pickle"}),
+        ("np.load(f, **{'allow_pickle': True})", {"allow_pickle"}),
+        ("np.lib.format.read_array(f, True)", {"read_array"}),
+        ("importlib.import_module('pickle')", {"pickle"}),
+        ("getattr(builtins, 'eval')", {"eval"}),
+        ("pd.read_pickle(f); yaml.unsafe_load(f)", {"read_pickle", "unsafe_load"}),
+        ("runpy.run_path(f)", {"run_path"}),
         ("np.load(f, allow_pickle=False)", set()),
         ("network.eval(); re.compile('x')  # exec, pickle", set()),
     ],

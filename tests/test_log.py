@@ -1,6 +1,8 @@
 """The log of a training: its rows, and the picture of its loss."""
 
 import csv
+import errno
+import os
 
 import pytest
 from PIL import Image
@@ -38,6 +40,34 @@ def test_rows_beyond_the_checkpoint_are_dropped(log, start, kept):
     assert [row[0] for row in again.rows] == kept
     assert again.seconds == (7.5 if start == 20 else float(log.rows[0][-1]))
     assert log.path.read_text().count("\n") == 1 + len(kept)
+
+
+def test_no_row_twice(log):
+    log.rows *= 2
+    log.flush()
+    assert [row[0] for row in Log(log.path, REPORT, BASELINES, 100).rows] == ["10", "20"]
+
+
+def test_a_flipped_bit_costs_its_row_alone(log):
+    log.rows += [[20 + i, "0.1", "0.1", "1.0", "1", "0.1", "9.9"] for i in range(1, 3000)]
+    log.flush()
+    log.path.write_bytes(log.path.read_bytes().replace(b"20,0.4", b'"0,0.4'))
+    assert len(Log(log.path, REPORT, BASELINES, 10_000).rows) == 3000
+
+
+def test_the_picture_is_written_whole_or_not_at_all(log, monkeypatch):
+    pytest.importorskip("matplotlib")
+    log.plot()
+    picture = log.path.with_name("unet_loss.png")
+    before = picture.read_bytes()
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(ValueError, match=r"cannot write .*unet_loss\.png: No space left"):
+        log.plot()
+    assert picture.read_bytes() == before and len(list(log.path.parent.iterdir())) == 1
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_an_edited_log_stops_no_training(log):

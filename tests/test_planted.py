@@ -115,8 +115,8 @@ def test_every_mutant_is_another_program(mutants):
 
 
 def test_they_are_everywhere(mutants):
-    """In every operation (forward and backward, where there is a number to get wrong), layer,
-    sampler, schedule, process, guidance rule, optimiser and stage of training."""
+    """In every operation, layer, sampler, schedule, process, guidance rule, optimiser and stage of
+    training: a bug in one of its methods at least."""
     inside = defaultdict(set)
     for mutant in mutants:
         file, function, *_ = mutant.id.split("::")

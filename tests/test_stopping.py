@@ -85,6 +85,33 @@ def test_a_signal_finishes_the_step_and_saves(number, threads, at, undisturbed, 
 
 
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["measure", "draw"])
+def test_a_signal_at_the_very_end_is_heard(where, number, threads, undisturbed, tmp_path):
+    """While the last step is saved, or its picture drawn: the next stage must not begin."""
+    stage, done = signalled(6), []
+    after_step, usual = stage.after_step, getattr(stage, where)
+
+    def count():
+        after_step()
+        done.append(None)
+
+    def hear(*arguments):
+        if len(done) == 6:
+            signal.raise_signal(number)
+        return usual(*arguments)
+
+    stage.after_step = count
+    setattr(stage, where, hear)
+    with pytest.raises(Stopped, match="classifier stopped at its end, which is saved") as stopped:
+        run(stage, tmp_path, 0, threads=threads)
+    assert stopped.value.signal == number
+    assert step(tmp_path / NAME) == 6
+    resume(tmp_path, threads)
+    same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
 def test_a_second_ctrl_c_stops_at_once(threads, tmp_path, undisturbed):
     with pytest.raises(KeyboardInterrupt) as stopped:
         run(signalled(5, signal.SIGINT, signal.SIGINT), tmp_path, 0, threads=threads)

@@ -1,6 +1,6 @@
 """The log of a training: a CSV file, and a picture of the loss."""
 
-import csv
+import io
 import time
 from pathlib import Path
 
@@ -28,12 +28,12 @@ class Log:
         self.rows: list[list] = []
         self.seconds = 0.0  # spent by the runs before this one
         if start and path.is_file():
-            with open(path, newline="", encoding="utf-8", errors="replace") as file:
-                rows = list(csv.reader(file))[1:]
-            rows = [row for row in rows if self.is_whole(row)]
-            self.rows = [row for row in rows if int(row[0]) <= start]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+            rows = [row for row in (line.split(",") for line in lines) if self.is_whole(row)]
+            by_step = {int(row[0]): row for row in rows}
+            self.rows = [by_step[step] for step in sorted(by_step) if step <= start]
             self.seconds = float(self.rows[-1][-1]) if self.rows else 0.0
-            if self.rows != rows:
+            if len(self.rows) < len(lines):
                 self.flush()
 
     def add(self, step: int, numbers: list[float], learning_rate: float) -> None:
@@ -70,4 +70,6 @@ class Log:
                 axes.axhline(zero, linestyle=":", color="grey", label=f"{name} of zero")
         axes.set(xlabel="step", yscale="log", title=self.path.stem)
         axes.legend()
-        figure.savefig(self.path.with_name(f"{self.path.stem}_loss.png"), dpi=110)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=110)
+        write_atomically(self.path.with_name(f"{self.path.stem}_loss.png"), content.getvalue())

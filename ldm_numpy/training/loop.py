@@ -192,6 +192,8 @@ def _run(
             if picture := picture_due(done):
                 with ema.applied():
                     stage.draw(picture, here)
+        if shards.leads and stop.signal:  # heard while the last step was saved and drawn
+            raise Stopped(stop.signal, f"{stage.name} stopped at its end, which is saved")
     log.plot()
     optimizer.weights[...] = ema.average
 

@@ -4,6 +4,7 @@ The parent imports what is slow to import and never the library. Each mutant is 
 which the library's one module is compiled from the mutated source; no file is changed.
 """
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
@@ -126,6 +127,8 @@ def in_child(mutant: Mutant | None, tests: list[str], write: int) -> None:
     options += ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # the parent has imported it
     code = int(pytest.main([*options, *tests], plugins=[first]))
+    if first.name is None and code == 2:
+        return  # the bug interrupted pytest itself: a crash
     if first.name is None and code not in (0, 4, 5):
         raise RuntimeError(f"pytest's exit code {code} and no test failed")
     # 4: a test that is no more, or a library that cannot be imported; 5: nothing to run.
@@ -150,14 +153,16 @@ def killer(mutant: Mutant | None, tests: list[str], timeout: float = TIMEOUT) ->
             os._exit(0)
     os.close(write)
     ends = time.monotonic() + timeout
-    hangs = False
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
-        if time.monotonic() > ends:
+    hangs, ended = False, (0, 0)
+    while ended == (0, 0):
+        time.sleep(0.02)
+        ended = os.waitpid(child, os.WNOHANG)
+        if ended == (0, 0) and time.monotonic() > ends:
             hangs = True
             os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            break
-        time.sleep(0.02)
+            ended = os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError):  # what it started and left would hold the pipe
+        os.killpg(child, signal.SIGKILL)
     with os.fdopen(read, "rb") as pipe:
         said = pipe.read().decode()
     if hangs:
@@ -165,15 +170,17 @@ def killer(mutant: Mutant | None, tests: list[str], timeout: float = TIMEOUT) ->
     if said.startswith("failed:"):
         raise RuntimeError(f"{tests[0]}, {mutant and mutant.id}: {said.removeprefix('failed:')}")
     if not said.startswith("done:"):
-        return f"{tests[0]} crashes"
+        out_of_memory = os.waitstatus_to_exitcode(ended[1]) == -signal.SIGKILL  # says nothing
+        return None if out_of_memory else f"{tests[0]} crashes"
     found = said.removeprefix("done:") or None
     return f"{tests[0]} cannot be imported" if found == "import" else found
 
 
 @functools.cache
-def green(test: str) -> bool:
-    """Whether a test passes on the library as it is: only then does its failure say anything."""
-    return killer(None, [test]) is None
+def green(test: str, limit: float) -> bool:
+    """Whether a test passes on the library as it is, in the same time: only then does its failure
+    say anything."""
+    return killer(None, [test], limit) is None
 
 
 def others(tests: list[str]) -> list[str]:
@@ -201,12 +208,13 @@ def judge(mutant: Mutant, remembered: str | None) -> str | None:
         tests.insert(0, remembered)
         limits[remembered] = KNOWN_TO_HANG if hung else TIMEOUT
     for test in tests:
-        found = killer(mutant, [test], limits.get(test, TIMEOUT))
-        if found == f"{test} cannot be imported" and not green(test):
+        limit = limits.get(test, TIMEOUT)
+        found = killer(mutant, [test], limit)
+        if found == f"{test} cannot be imported" and not green(test, limit):
             continue  # a remembered test that is no more
         if found:
             blamed = found if "::" in found else test
-            if not green(blamed):
+            if not green(blamed, limit):
                 raise RuntimeError(f"{blamed} fails without any mutant")
             return found
     return None
