@@ -27,6 +27,8 @@ from ldm_numpy.models import (
 )
 from ldm_numpy.tensor import no_grad
 
+from . import tiny
+
 TEXT = dataclasses.replace(clip.MNIST_TEXT, vocab_size=50, eos_token_id=49)
 
 
@@ -347,6 +349,19 @@ def test_a_seed_decides_on_the_weights_and_without_it_they_are_zero(build):
         assert not empty[name].any()
         np.testing.assert_array_equal(array, again[name])
         assert name not in drawn or (array != other[name]).any()
+
+
+def test_an_image_begins_with_the_class_token(rng):
+    """And goes on with its patches, row by row; a position is added to each."""
+    embeddings = tiny.randomise(CLIPVisionModel(clip.MNIST_VISION, seed=0)).embeddings
+    pictures = images(rng, 28, n=3)
+    with no_grad():
+        tokens = embeddings(pictures).data
+        patches = embeddings.patch_embedding(pictures).data.reshape(3, 16, 64)
+    positions = embeddings.position_embedding.weight.data
+    first = embeddings.class_embedding.data + positions[0]
+    np.testing.assert_allclose(tokens[:, 0], np.tile(first, (3, 1)), rtol=1e-6)
+    np.testing.assert_allclose(tokens[:, 1:], patches + positions[1:], rtol=1e-5, atol=1e-6)
 
 
 def test_clip_starts_as_openais_does():
