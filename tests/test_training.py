@@ -253,6 +253,21 @@ def test_what_an_answer_of_zero_costs():
 
 
 @pytest.mark.host
+def test_the_perceptual_loss_is_over_all_feature_maps(rng):
+    """The sum over maps of mean (f(decoded) - f(x))^2 / mean f(x)^2, of the middle of pictures."""
+    stage = tiny.stage("autoencoder")
+    side = stage.perceptual.config.image_size
+    x = rng.standard_normal((3, 32, 32, 1)).astype(np.float32)
+    decoded = x + 0.3 * rng.standard_normal(x.shape).astype(np.float32)
+    edge = (32 - side) // 2
+    inner = slice(edge, edge + side)
+    maps = [[f.data for f in stage.perceptual.features(a[:, inner, inner])] for a in (decoded, x)]
+    assert len(maps[0]) > 1
+    expected = sum(((got - want) ** 2).mean() / (want**2).mean() for got, want in zip(*maps))
+    assert stage.perceptual_loss(Tensor(decoded), x).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.host
 def test_scaled_latents_have_deviation_one():
     """Those that training draws, mean + std z, of an encoder whose std is not 1."""
     stage = tiny.stage("autoencoder")
