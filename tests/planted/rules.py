@@ -8,8 +8,9 @@ unmoved by edits elsewhere.
 import ast
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 LIBRARY = Path(__file__).resolve().parents[2] / "ldm_numpy"
@@ -45,7 +46,12 @@ class Mutant:
     line: int
     before: str
     after: str
-    source: str  # of the whole module, mutated
+    make: Callable[[], str]
+
+    @property
+    def source(self) -> str:
+        """Of the whole module, mutated; made when asked for, for that takes longer than all else."""
+        return self.make()
 
 
 def changed(node: ast.AST, **fields) -> ast.AST:
@@ -263,8 +269,8 @@ def of_file(file: str, text: str, dense: bool) -> list[Mutant]:
             name = f"{file}::{function}::{operator}::{digest(before, after):012x}"
             if name not in seen:
                 seen.add(name)
-                source = with_statement(tree, node, new)
-                found.append(Mutant(name, file, node.lineno, before, after, source))
+                make = partial(with_statement, tree, node, new)
+                found.append(Mutant(name, file, node.lineno, before, after, make))
     return found
 
 
@@ -291,6 +297,6 @@ def blind(entries: list[dict]) -> list[Mutant]:
                              "times, not once")  # fmt: skip
         line = text[: text.index(entry["old"])].count("\n") + 1
         name = f"{file}::blind::{digest(entry['old'], entry['new']):012x}"
-        source = text.replace(entry["old"], entry["new"])
-        result.append(Mutant(name, file, line, entry["old"], entry["new"], source))
+        make = partial(text.replace, entry["old"], entry["new"])
+        result.append(Mutant(name, file, line, entry["old"], entry["new"], make))
     return result
