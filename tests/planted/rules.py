@@ -50,7 +50,7 @@ class Mutant:
 
     @property
     def source(self) -> str:
-        """Of the whole module, mutated; made when asked for, for that takes longer than all else."""
+        """Of the whole module, mutated; made when asked for, for that is what takes long."""
         return self.make()
 
 
