@@ -6,9 +6,8 @@ BIN    := .venv/bin
 export PROMPT
 
 # What is computed on arrays alone, and quickly: also on the stand-in for CuPy in every `make test`.
-STRICT := $(patsubst %,tests/test_%.py,attention function gradcheck gradients guidance \
-    layer_properties layer_references models nn objectives ops optim oracle primitives properties \
-    references schedules scipy)
+STRICT := $(patsubst %,tests/test_%.py,attention function gradients layer_references models nn ops \
+    optim oracle primitives references schedules)
 
 .PHONY: train-mnist sample evaluate bench experiments lessons test test-slow test-planted test-strict test-gpu lint clean
 
