@@ -24,7 +24,7 @@ from .metrics import (
     zero_shot_accuracy,
 )
 from .parallel import Shards
-from .pipeline import TextToImage
+from .pipeline import LARGEST_SCALE, TextToImage
 from .pixel_likelihood import checked_pixel_model, digit_bits, histogram_bits
 
 PER_COMBINATION = 22  # samples of each of the 90 full combinations
@@ -98,7 +98,7 @@ def evaluate(
         checked_pixel_model(pipe)
     judge = Judge(folder, pipe.device, threads)
     scale = pipe.config.guidance_scale if guidance_scale is None else guidance_scale
-    number("guidance_scale", scale)
+    number("guidance_scale", scale, -LARGEST_SCALE, LARGEST_SCALE)
     interval = pipe.config.guidance_interval if guidance_interval is None else guidance_interval
     guidance = {"guidance_scale": scale, "guidance_interval": list(checked_interval(interval))}
     pictures, labels = mnist.load("test", data)

@@ -274,6 +274,7 @@ def below_a_file(tmp_path):
         (["invert", "3", "--image", "DIGIT", "--out", "i.gif"], ["i.gif", ".png"]),
         (["sample", "3", "--out", "x" * 300 + ".png"], ["xxx"]),
         (["evaluate", "--guidance-scale", "nan"], ["guidance_scale", "nan"]),
+        (["evaluate", "--guidance-scale", "1e20"], ["guidance_scale", "-10000 ... 10000"]),
         (["evaluate", "--guidance-interval", "nan", "1"], ["guidance_interval", "nan"]),
         (["evaluate", "--frechet-samples", "90000"], ["frechet_samples", "10000"]),
         (["train", "clip", "--out", "BELOW"], ["cannot write", "BELOW"]),
