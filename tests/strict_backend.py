@@ -23,6 +23,7 @@ import json
 import sys
 import types
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,12 @@ CREATE = {"arange", "empty", "eye", "full", "identity", "linspace", "ones", "tri
 VIEWS = {"broadcast_to", "expand_dims", "moveaxis", "reshape", "squeeze", "swapaxes", "transpose"}
 VIEWS |= {"atleast_1d", "atleast_2d", "broadcast_arrays", "diagonal", "flip", "ravel", "rollaxis"}
 VIEWS |= {"as_strided", "astype", "view"}  # astype launches where it copies: see there
-SUMS = {"sum", "mean", "prod", "var", "std", "nansum", "nanmean"}
+SUMS = {"sum", "mean", "prod", "var", "std", "nansum", "nanmean", "norm", "trace"}
+SCANS = {"cumsum", "cumprod", "nancumsum", "nancumprod"}
+# How long the result is depends on the values: the host waits for it.
+WAITS = {"argwhere", "bincount", "compress", "extract", "flatnonzero", "intersect1d"}
+WAITS |= {"nonzero", "setdiff1d", "setxor1d", "trim_zeros", "union1d", "unique", "unique_all"}
+WAITS |= {"unique_counts", "unique_inverse", "unique_values"}
 ALLOWED = {  # of functions that take any keyword
     "einsum": {"dtype", "casting", "optimize"},
     "pad": {"constant_values", "end_values", "reflect_type", "stat_length"},
@@ -228,6 +234,8 @@ def indices(index, shape):
                 axis += 1
             part = host
         elif isinstance(part, list):
+            counts["to device"] += 1
+            part = np.array(part, int) % shape[axis] if shape[axis] else part
             advanced = True
             axis += 1
         elif part is not None:
@@ -293,11 +301,13 @@ def function(name: str, parameters, host):
         if name in FROM_HOST:
             counts["to device"] += isinstance(args[0], np.ndarray)
             args = [a._host if isinstance(a, ndarray) else a for a in args]
-            return from_numpy(host(*args, **options))
+            return numbers(host(*args, **options))
         if name not in CREATE:
             check_arrays(name, bound)
         if name not in VIEWS:
             launch(name)
+        if name in WAITS or (name == "where" and len(bound) == 1):
+            synchronise(name)
         args, host_options = to_numpy(args), to_numpy(options)
         if name in SUMS:
             args = backwards(args[0], bound.get("axis")), *args[1:]
@@ -305,13 +315,49 @@ def function(name: str, parameters, host):
             args = flip_contracted(*args)
         elif name in ("matmul", "dot"):
             args = flip_inner(*args)
-        result = host(*args, **host_options)
+        elif name in ("vdot", "inner"):
+            args = args[0][..., ::-1], args[1][..., ::-1]
+        compute = partial(scan, host) if name in SCANS else host
+        result = compute(*args, **host_options)
+        if name in VIEWS:
+            copied(name, bound.get("a"), result)
+        if name in ("allclose", "array_equal", "array_equiv"):
+            result = np.asarray(result)  # no Python bool, for which the host would wait
         if name in ("empty", "empty_like") and result.dtype.kind == "f":
             result.fill(np.nan)
         return options["out"] if options.get("out") is not None else from_numpy(result)
 
     call.__name__ = name
     return call
+
+
+def numbers(host: np.ndarray) -> "ndarray":
+    """What came from the host, if it is of a type that a GPU has."""
+    if host.dtype.kind not in "biufc":
+        raise ValueError(f"Unsupported dtype {host.dtype}")
+    return ndarray(host)
+
+
+def copied(name: str, source, result) -> None:
+    """Count a launch where what is a view for most arrays had to be a copy for this one."""
+    known = isinstance(source, ndarray) and isinstance(result, np.ndarray)
+    if known and result.size and not np.shares_memory(result, source._host):
+        launch(name)
+
+
+def scan(host, a, axis=None, dtype=None, out=None):
+    """A running sum or product as two of half the length, as the blocks of a GPU make them."""
+    if axis is None:
+        a, axis = a.ravel(), 0
+    half = a.shape[axis] // 2
+    first, second = (host(part, axis, dtype) for part in np.split(a, [half], axis))
+    if half:
+        last = np.take(first, [-1], axis)
+        second = second * last if "prod" in host.__name__ else second + last
+    result = np.concatenate([first, second], axis)
+    if out is not None:
+        out[...] = result
+    return result
 
 
 def backwards(a, axis):
@@ -429,8 +475,14 @@ def method(name: str, parameters):
             launch("astype") if options.get("copy", True) or dtype != self.dtype else None
         elif name not in VIEWS:
             launch(name)
+        if name in WAITS:
+            synchronise(name)
         host = backwards(self._host, bound.get("axis")) if name in SUMS else self._host
-        result = getattr(host, name)(*to_numpy(args), **to_numpy(options))
+        args, host_options = to_numpy(args), to_numpy(options)
+        compute = partial(scan, getattr(np, name), host) if name in SCANS else getattr(host, name)
+        result = compute(*args, **host_options)
+        if name in VIEWS and name != "astype":
+            copied(name, self, result)
         return options["out"] if options.get("out") is not None else from_numpy(result)
 
     call.__name__ = name

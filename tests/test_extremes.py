@@ -17,11 +17,17 @@ from ldm_numpy.function import Function
 from ldm_numpy.ops.activation import GELU
 from ldm_numpy.tensor import Tensor, gradients
 
+from . import strict_backend
 from .extremes import FILLS, OPS, REFUSED
+from .strict_backend import cupy
 from .test_gradients import subclasses
 
 pytestmark = pytest.mark.host  # a GPU has no longdouble, and does not look at numbers
 ROUNDINGS = 32
+HOLD_ARRAYS_OF_THE_HOST = {  # a mask, a target, an index
+    "ops.attention, masked", "ops.attention, of itself, masked", "ops.contrastive_loss",
+    "ops.mse_loss", "tensor.where", "Tensor.__rmatmul__", "Tensor.__getitem__, ids",
+}  # fmt: skip
 NO_OPERATIONS = {"backward", "detach", "item", "numpy", "__init__", "__len__", "__repr__"}
 
 
@@ -125,6 +131,42 @@ def test_an_operation_of_constants_alone(name, filled, dtype):
     if filled in op.fills:
         for shapes in op.shapes:
             check(op, fill(op, shapes, None, filled, dtype), False)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_an_operation_is_as_on_the_host_where_that_answers(name):
+    """On the stand-in for a GPU, whose sums run in another order; never NaN. Where the host refuses
+    numbers for being too large, a GPU does not look at them."""
+    op = OPS[name]
+    for shapes in op.shapes:
+        for which in range(len(shapes) + 1):
+            for filled in FILLS if which == len(shapes) else op.fills:
+                slots = fill(op, shapes, which, filled, np.float32)
+                with np.errstate(all="ignore"):
+                    scale = op.scale([a.astype(np.longdouble) for a in slots[:-1]], slots[-1])
+                    try:
+                        host = run(op.function, slots[:-1], slots[-1])
+                    except ValueError:
+                        continue
+                    found = on_a_device(op, slots)
+                for i, (a, b) in enumerate(zip(host, found, strict=True)):
+                    tag = f"{shapes}, {filled} {which}, {'gradient' if i else 'result'} {i}"
+                    finite = np.isfinite(a)
+                    np.testing.assert_array_equal(b[~finite], a[~finite], tag)
+                    size = np.abs(a[finite]).max(initial=0) + (scale if i else 0)
+                    if name == "ops.layer_norm" and filled == "equal, large":
+                        size *= 1e4  # their distance from their mean is nothing but rounding
+                    assert np.abs(a[finite] - b[finite]).max(initial=0) <= 1e-4 * size + 1e-30, tag
+
+
+def on_a_device(op, slots):
+    with strict_backend.installed():
+        there = [cupy.asarray(a) for a in slots]
+        if op in [OPS[name] for name in HOLD_ARRAYS_OF_THE_HOST]:
+            with pytest.raises(TypeError):
+                run(op.function, there[:-1], there[-1])
+            return run(op.function, slots[:-1], slots[-1])
+        return [a.get() for a in run(op.function, there[:-1], there[-1])]
 
 
 @pytest.mark.parametrize("message, call", REFUSED, ids=[message for message, _ in REFUSED])

@@ -64,6 +64,8 @@ REFUSED = {
     "normal": (lambda x: cupy.random.default_rng(0).normal(), AttributeError, "'normal'"),
     "NumPy as index": (lambda x: x[np.array([0, 1])], TypeError, "no index"),
     "NumPy mask as index": (lambda x: x[np.ones(3, bool)], TypeError, "no index"),
+    "array of strings": (lambda x: cupy.asarray(["a", "b"]), ValueError, "Unsupported dtype"),
+    "array of objects": (lambda x: cupy.array([1, None]), ValueError, "Unsupported dtype"),
     "integer out of range": (lambda x: x[3], IndexError, "out of bounds"),
     "np.testing": (lambda x: np.testing.assert_allclose(x, 0), TypeError, "Implicit conversion"),
     "a reduction through a ufunc": (lambda x: np.add.reduce(x), TypeError, "not supported"),
@@ -127,6 +129,11 @@ def test_sums_run_in_another_order(rng, counts):
         (x @ y, a @ b),
         (cupy.einsum("ij,kj->ik", x, y), np.einsum("ij,kj->ik", a, b)),
         (cupy.var(x, axis=1), a.var(axis=1)),
+        (cupy.linalg.norm(x, axis=1), np.linalg.norm(a, axis=1)),
+        (cupy.linalg.norm(x), np.linalg.norm(a)),
+        (cupy.vdot(x, y), np.vdot(a, b)),
+        (cupy.inner(x, y), np.inner(a, b)),
+        (x.cumsum(axis=0), a.cumsum(axis=0)),
     ]:
         assert (ours.get() != numpys).any()
         np.testing.assert_allclose(ours.get(), numpys, rtol=1e-3, atol=1e-4)
@@ -138,12 +145,42 @@ def test_new_memory_holds_anything(counts):
 
 def test_what_costs_time_is_counted(x, counts):
     counts.clear()
-    y = cupy.exp(x.T.reshape(-1)[2:5] * 2)
+    y = cupy.exp(x.T.reshape(4, 3, 1)[2:4, 0] * 2).ravel()
     assert counts["launches"] == 2 and not counts["synchronisations"]  # views are free
+    x.T.reshape(-1), cupy.reshape(x.T, -1), x.T.ravel()  # no view: columns become rows
+    assert counts["launches"] == 5 and counts["launch of reshape"] == 2
     float(y.sum()), bool(y[0] > 0), y[1].item(), int(y[0]), y.get(), cupy.asnumpy(y)
     assert counts["synchronisations"] == 6 and counts["to host"] == 2
     cupy.asarray(np.ones(3)), cupy.array(np.ones(3)), cupy.asarray(x)
     assert counts["to device"] == 2
+    x[[0, 2]]
+    assert counts["to device"] == 3  # a list as index is copied there
+
+
+@pytest.mark.parametrize(
+    "function",
+    [cupy.unique, cupy.nonzero, cupy.argwhere, cupy.flatnonzero, cupy.where, lambda x: x.nonzero()],
+)
+def test_a_result_as_long_as_the_values_say_is_waited_for(function, x, counts):
+    function(x)
+    assert counts["synchronisations"] == 1
+
+
+def test_a_comparison_of_arrays_is_an_array(x, counts):
+    for equal in (cupy.allclose(x, x), cupy.array_equal(x, x)):
+        assert isinstance(equal, cupy.ndarray) and not counts["synchronisations"]
+        assert equal and counts.pop("synchronisations") == 1
+
+
+def test_running_sums_are_numpys(rng, counts):
+    for shape, axis in [((7,), None), ((1, 4), 0), ((5, 6), 1), ((5, 6), -2), ((3, 2), None)]:
+        a = rng.standard_normal(shape)
+        x = cupy.asarray(a)
+        np.testing.assert_allclose(cupy.cumsum(x, axis).get(), np.cumsum(a, axis))
+        np.testing.assert_allclose(x.cumprod(axis=axis).get(), a.cumprod(axis=axis))
+    out = cupy.empty(7)
+    cupy.cumsum(cupy.arange(7.0), out=out)
+    assert out.get().tolist() == [0, 1, 3, 6, 10, 15, 21]
 
 
 def test_every_name_of_the_library_is_known():
