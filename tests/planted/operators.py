@@ -122,9 +122,16 @@ def variants(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         yield "swap-logic", changed(node, op=other)
 
 
+def minus_whole(node: ast.AST) -> bool:
+    value = getattr(getattr(node, "operand", None), "value", None)
+    return isinstance(node, ast.UnaryOp) and type(value) is int
+
+
 def details(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """As `variants`: whole numbers, flags, padding, roots, and whatever a lambda computes."""
-    if isinstance(node, ast.Constant) and type(node.value) is int:
+    if minus_whole(node):  # -2 means the same as -1 in many a place
+        yield "integer", ast.Constant(0)
+    elif isinstance(node, ast.Constant) and type(node.value) is int:
         yield "integer", ast.Constant(node.value + 1)
     elif isinstance(node, ast.Constant) and type(node.value) is bool:
         yield "flag", ast.Constant(not node.value)
@@ -144,7 +151,9 @@ Rule = Callable[[ast.AST], Iterator[tuple[str, ast.AST]]]
 def everywhere(node: ast.AST, rule: Rule) -> Iterator[tuple[str, ast.AST]]:
     """All mutations of a tree by a rule for one node: the tree anew, with that node changed."""
     yield from rule(node)
-    if isinstance(node, (ast.JoinedStr, ast.Lambda)):
+    if isinstance(node, (ast.JoinedStr, ast.Lambda)) or minus_whole(node):
+        return
+    if isinstance(node, ast.keyword) and node.arg == "flush":  # when a line is seen, not what
         return
     for name, value in ast.iter_fields(node):
         if name in ("targets", "target", "annotation"):
