@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -34,7 +34,8 @@ def main() -> int:
 
     survivors = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        for mutant, found, seconds in pool.map(one, mutants):
+        for done in as_completed([pool.submit(one, mutant) for mutant in mutants]):
+            mutant, found, seconds = done.result()
             print(f"{seconds:5.1f} s  {mutant.id}  {found or 'SURVIVES'}", flush=True)
             if found:
                 killers[mutant.id] = found
