@@ -25,7 +25,7 @@ from ldm_numpy.models import (
     clip,
     unet,
 )
-from ldm_numpy.tensor import no_grad
+from ldm_numpy.tensor import Tensor, no_grad
 
 from . import tiny
 
@@ -399,3 +399,14 @@ def test_a_latent_pixel_stands_for_a_square(config, patch_size):
     halvings = len(config.block_out_channels) - 1
     assert config.downsampling == patch_size * 2**halvings
     assert autoencoder.PixelSpaceConfig(patch_size=patch_size).downsampling == patch_size
+
+
+def test_the_noisy_classifier_is_told_the_level(rng, monkeypatch):
+    """Its network sees latents of variance 1, and a channel of ln(sigma) / 4."""
+    network = classifier.NoisyClassifier(classifier.NOISY, seed=0)
+    monkeypatch.setattr(classifier.Classifier, "forward", lambda self, x: x)
+    x = rng.standard_normal((2, 8, 8, 4))
+    seen = network(Tensor(x), np.array([2.0, 0.5])).data
+    np.testing.assert_allclose(seen[0, ..., :4], x[0] / 5**0.5)
+    np.testing.assert_allclose(seen[1, ..., :4], x[1] / 1.25**0.5)
+    np.testing.assert_allclose(seen[..., 4], np.log([2, 0.5])[:, None, None] / 4 + np.zeros((8, 8)))

@@ -49,6 +49,7 @@ LIKELY = {
     "diffusion/oracle": "oracle samplers likelihood",
     "models/classifier": "models noisy model_gradients training metrics",
     "models/autoencoder": "models pixel references model_gradients",
+    "models/unet": "models references model_gradients pixel training",
     "models/": "models references model_gradients attention_maps training pipeline",
     "training/log": "log training",
     "training/noisy": "noisy training",
