@@ -264,6 +264,7 @@ def test_the_reader_is_another_network():
         (lambda: ClassifierConfig(block_out_channels=()), "at least one level"),
         (lambda: ClassifierConfig(norm_num_groups=5), "32 channels cannot form 5 groups"),
         (lambda: ClassifierConfig(image_size=30), "cannot be halved as often"),
+        (lambda: ClassifierConfig(pool=5), "pool 5 does not divide .* 7 pixels wide"),
     ],
 )
 def test_impossible_configurations(build, message):

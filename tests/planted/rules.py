@@ -146,7 +146,8 @@ def of_function(name: str, mutations: list[tuple], everything: bool) -> Iterator
         yield from some
         found = found or bool(some)
     for node, *_ in mutations:
-        if not found and isinstance(node, ast.Return) and node.value is not None:
+        nothing = ast.unparse(node) in ("return", "return None")
+        if not found and isinstance(node, ast.Return) and not nothing:
             found = True
             yield node, "returns-nothing", changed(node, value=None)
 
