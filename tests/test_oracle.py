@@ -130,6 +130,8 @@ def test_dtype_and_kind_follow_x():
         ([1], np.zeros((1, 2)), np.ones((1, 2)), "do not fit"),
         ([1], np.zeros((1, 2)), [[[1, 2], [2, 1]]], "negative eigenvalue"),
         ([1], np.zeros((1, 2)), [[[1, 1], [0, 1]]], "symmetric"),
+        ([1], [[np.inf]], [[[1]]], "finite"),
+        ([1], [[0]], [[[np.nan]]], "must be finite"),
     ],
 )
 def test_impossible_mixtures_are_refused(weights, means, covariances, message):
