@@ -132,7 +132,8 @@ def sweep(folder: str | Path) -> None:
     for path in Path(folder).glob(".*.tmp"):
         owner = re.fullmatch(r"\..+\.(\d{1,7})\.tmp", path.name)
         if owner and not _alive(int(owner[1])):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another sweeps too; or it is another user's
+                path.unlink()
 
 
 def _temporary(path: Path) -> Path:

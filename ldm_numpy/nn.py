@@ -305,7 +305,7 @@ def from_torch_layout(module: Module, state: dict[str, np.ndarray]) -> dict[str,
 
 def _our_name(name: str, known: dict[str, Parameter]) -> str:
     for theirs, ours in ALIASES:
-        renamed = name.replace(theirs, ours, 1)
+        renamed = name.replace(theirs, ours)
         if name not in known and renamed in known:
             return renamed
     return name

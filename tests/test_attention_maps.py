@@ -172,7 +172,9 @@ def test_figure_has_a_row_a_prompt(pipe):
 def test_heat_over_a_picture():
     image = generator(0).uniform(-1, 1, (28, 28, 1)).astype(np.float32)
     cold = images.heated(image, np.zeros((28, 28)))
-    assert np.array_equal(cold[..., 0], cold[..., 2])
+    np.testing.assert_allclose(cold, np.repeat(0.4 * (image + 1) - 1, 3, axis=-1), atol=1e-6)
+    red = images.heated(-np.ones((1, 1, 1)), np.full((1, 1), 1 / 3))
+    np.testing.assert_allclose(red[0, 0], [0.2, -1, -1], atol=1e-6)
     hot = images.heated(image, np.full((28, 28), 0.5))
     assert (hot[..., 0] > hot[..., 1]).all() and (hot[..., 1] > hot[..., 2]).all()
     assert images.heated(np.ones((1, 1, 1)), np.ones((1, 1))).max() == pytest.approx(1)

@@ -1,5 +1,6 @@
 """Device choice, random numbers, and settings of the CPU."""
 
+import sys
 import types
 
 import numpy as np
@@ -26,6 +27,20 @@ def cupy_is(monkeypatch):
     return lambda module: monkeypatch.setattr(backend, "_cupy", lambda: module)
 
 
+@pytest.mark.host
+@pytest.mark.parametrize("module", [fake_cupy(), None])
+def test_cupy_is_asked_for_once(module, monkeypatch):
+    """And is the module, or None where it cannot be imported."""
+    backend._cupy.cache_clear()
+    try:
+        monkeypatch.setitem(sys.modules, "cupy", module)
+        assert backend._cupy() is module
+        monkeypatch.delitem(sys.modules, "cupy")
+        assert backend._cupy() is module
+    finally:
+        backend._cupy.cache_clear()
+
+
 PROBLEMS = {
     "not installed": (None, r"CuPy is not installed; install it with `pip install -r requirements"),
     "no driver": (
@@ -40,6 +55,7 @@ PROBLEMS = {
 def test_without_a_gpu(cupy_is, problem):
     module, reason = PROBLEMS[problem]
     cupy_is(module)
+    assert backend.cupy_is_installed() == (module is not None)
     assert backend.choose_device() == "cpu"
     assert backend.choose_device("auto") == "cpu"
     assert backend.choose_device("cpu") == "cpu"
@@ -131,6 +147,17 @@ def test_tune_cpu_is_harmless(rng, monkeypatch):
     backend.tune_cpu()
 
 
+def test_tune_cpu_keeps_freed_memory_in_one_arena(monkeypatch):
+    """As malloc.h numbers them: no maps of their own (M_MMAP_MAX, -4), nothing is given back
+    (M_TRIM_THRESHOLD, -1), and threads share one arena (M_ARENA_MAX, -8)."""
+    asked = []
+    glibc = types.SimpleNamespace(mallopt=lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(backend.ctypes, "CDLL", lambda _: glibc)
+    monkeypatch.setattr(backend.sys, "platform", "linux")
+    backend.tune_cpu()
+    assert sorted(asked) == [(-8, 1), (-4, 0), (-1, 2**31 - 1)]
+
+
 def test_tune_cpu_without_glibc(monkeypatch):
     monkeypatch.setattr(backend.ctypes, "CDLL", lambda _: object())
     monkeypatch.setattr(backend.sys, "platform", "linux")
@@ -139,7 +166,10 @@ def test_tune_cpu_without_glibc(monkeypatch):
 
 def test_cpu_count(monkeypatch):
     assert backend.cpu_count() >= 1
-    monkeypatch.delattr(backend.os, "sched_getaffinity", raising=False)
+    allowed = {0: {2, 3, 5}, 1: {2}}  # process 0 is the one that asks
+    monkeypatch.setattr(backend.os, "sched_getaffinity", allowed.get, raising=False)
+    assert backend.cpu_count() == 3
+    monkeypatch.delattr(backend.os, "sched_getaffinity")
     monkeypatch.setattr(backend.os, "cpu_count", lambda: None)
     assert backend.cpu_count() == 1
     monkeypatch.setattr(backend.os, "cpu_count", lambda: 7)

@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 
@@ -6,7 +7,7 @@ import pytest
 from safetensors.numpy import load as plain_load
 from safetensors.numpy import save as plain_save
 
-from ldm_numpy import checkpoint
+from ldm_numpy import checkpoint, files
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -132,6 +133,29 @@ def test_what_cannot_be_stored(path, arrays, metadata, message):
     with pytest.raises(ValueError, match=message):
         checkpoint.save(path, arrays, metadata)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_one_before_is_kept_where_that_is_asked_for(links, path, monkeypatch):
+    """And only that one, on file systems with hard links or without."""
+
+    def unsupported(*_):
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", unsupported)
+    older = path.with_name("model.previous.safetensors")
+    for step in range(1, 4):
+        before = path.read_bytes()
+        checkpoint.save(path, {}, {"step": step}, keep=True)
+        assert checkpoint.load(path)[1] == {"step": step} and older.read_bytes() == before
+    assert sorted(os.listdir(path.parent)) == [older.name, path.name]
+
+
+def test_a_strangers_words_are_one_line_of_300_letters():
+    assert files.one_line("a\nb\x00c\u2028d") == "a b c d"
+    assert files.one_line("x" * 300) == "x" * 300
+    assert files.one_line("x" * 301) == "x" * 297 + "..."
 
 
 def test_a_failed_write_keeps_the_old_file(path, monkeypatch):

@@ -1,19 +1,23 @@
 """The command line: what it writes, and that every mistake is one line and exit code 2."""
 
+import io
 import json
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_numpy import backend, model_folder
+from ldm_numpy import backend, commands, evaluation, images, model_folder
 from ldm_numpy.__main__ import main
-from ldm_numpy.commands import describe, same_settings
+from ldm_numpy.commands import describe, draw_overview, same_settings, save_rows
 from ldm_numpy.data import mnist
 from ldm_numpy.models.clip import MNIST_TEXT, CLIPTextModel
+
+from . import tiny
 
 
 def test_sample_writes_a_grid_of_the_prompts(tmp_path, capsys):
@@ -31,11 +35,49 @@ def test_sample_writes_a_grid_of_the_prompts(tmp_path, capsys):
         assert np.asarray(picture).std() > 10
 
 
-def test_trajectory_writes_a_strip_and_an_animation(tmp_path):
+def blanks(count: int) -> list[Image.Image]:
+    """Pictures that differ."""
+    return [Image.new("L", (28, 28), i) for i in range(count)]
+
+
+def test_rows_are_labelled_with_their_prompts(tmp_path, capsys):
+    options = SimpleNamespace(prompt=["", "seven"], num_images_per_prompt=3)
+    out = tmp_path / "s.png"
+    assert save_rows(blanks(6), options, out) == (["(anything)", "seven"], 3)
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    wanted = images.grid(images.from_pil(blanks(6)), 3, row_labels=["(anything)", "seven"])
+    assert same_picture(out, wanted)
+
+
+def same_picture(path, wanted: Image.Image) -> bool:
+    with Image.open(path) as picture:
+        return np.array_equal(np.asarray(picture), np.asarray(wanted))
+
+
+def test_the_overview_has_a_row_a_style_and_a_column_a_digit(tmp_path):
+    asked = []
+
+    def pipe(prompts, **options):
+        asked.append((prompts, options))
+        return blanks(len(prompts))
+
+    draw_overview(pipe, tmp_path / "o.png", seed=5)
+    ((prompts, options),) = asked
+    assert len(prompts) == 90 and options == {"seed": 5}
+    assert prompts[:2] == ["a thin zero leaning left", "a thin one leaning left"]
+    assert (prompts[19], prompts[89]) == ("a thin nine upright", "a bold nine leaning right")
+    weights, slants = ("thin", "medium", "bold"), ("leaning left", "upright", "leaning right")
+    labels = [f"a {weight} ... {slant}" for weight in weights for slant in slants]
+    wanted = images.grid(images.from_pil(blanks(90)), 10, scale=2, row_labels=labels)
+    assert same_picture(tmp_path / "o.png", wanted)
+
+
+def test_trajectory_writes_a_strip_and_an_animation(tmp_path, capsys):
     strip = tmp_path / "strip.png"
     arguments = ["sample", "an upright eight", "--out", str(tmp_path / "s.png")]
     arguments += ["--num-images-per-prompt", "2", "--num-inference-steps", "5"]
     assert main([*arguments, "--trajectory", str(strip), "--device", "cpu"]) == 0
+    assert f"wrote {strip} and {strip.with_suffix('.gif')}\n" in capsys.readouterr().out
     with Image.open(strip) as picture:
         assert picture.width > 5 * 28
     with Image.open(strip.with_suffix(".gif")) as animation:
@@ -112,6 +154,32 @@ def test_invert_finds_back(seven, tmp_path, capsys):
     arguments += ["--guidance-scale", "1.5", "--num-inference-steps", "10"]
     assert main(["invert", "a seven", "a bold zero", *arguments]) == 0
     assert "relative error" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("back", ["a bold zero", ""])
+def test_what_an_inversion_gives_back_is_labelled_with_its_prompt(
+    back, seven, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(model_folder, "load", lambda *_: tiny.text_to_image())
+    out = tmp_path / "i.png"
+    arguments = ["--image", str(seven), "--out", str(out), "--num-inference-steps", "2"]
+    assert main(["invert", "a seven", back, *arguments, "--device", "cpu"]) == 0
+    with Image.open(out) as grid:
+        cells = np.asarray(grid)[2::4, -(2 * 114) :: 4][:28]
+    pictures = [Image.fromarray(cells[:, x].copy()) for x in (slice(28), slice(-28, None))]
+    wanted = images.grid(images.from_pil(pictures), 2, row_labels=[back or "(anything)"])
+    assert same_picture(out, wanted)
+
+
+def test_an_inversion_is_not_guided_unless_told(seven, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_folder, "load", lambda *_: tiny.text_to_image())
+    out = tmp_path / "i.png"
+    arguments = ["invert", "3", "8", "--image", str(seven), "--out", str(out), "--device", "cpu"]
+    drawn = []
+    for options in ([], ["--guidance-scale", "1"], ["--guidance-scale", "2"]):
+        assert main([*arguments, "--num-inference-steps", "3", *options]) == 0
+        drawn.append(out.read_bytes())
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_interpolate_writes_a_strip_and_an_animation(tmp_path, capsys):
@@ -306,8 +374,36 @@ def test_a_gpu_that_is_not_there(capsys, monkeypatch):
     assert "CuPy is not installed" in error and "requirements-gpu.txt" in error
 
 
+def test_a_gpu_that_cannot_be_used_is_named_where_any_device_will_do(monkeypatch, capsys):
+    monkeypatch.setattr(commands, "choose_device", lambda device: "cpu")
+    monkeypatch.setattr(commands, "cupy_is_installed", lambda: True)
+    monkeypatch.setattr(commands, "gpu_problem", lambda: "no driver")
+    for device, said in (("auto", "cpu, 3 threads (no driver)"), ("cpu", "cpu, 3 threads")):
+        assert commands.announce(SimpleNamespace(device=device, threads=3)) == "cpu"
+        assert capsys.readouterr().out == f"device: {said}\n"
+
+
+def test_the_device_is_said_before_the_work_even_into_a_pipe(monkeypatch):
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out))  # keeps lines back
+    commands.announce(SimpleNamespace(device="cpu", threads=2))
+    assert out.getvalue() == b"device: cpu, 2 threads\n"
+
+
+def test_a_lack_of_memory_is_one_line(monkeypatch, capsys):
+    for error, said in ((MemoryError(), "out of memory: ask for fewer"), (OSError("full"), "full")):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(commands, "info", fail)
+        assert main(["info"]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
 def test_unknown_commands_and_options_exit_with_2(capsys):
-    wrong = (["paint"], [], ["train", "everything"], ["sample"], ["sample", "3", "--seed", "x"])
+    wrong = (["paint"], [], ["train", "everything"], ["sample"], ["sample", "3", "--seed", "x"],
+             ["edit", "3"], ["invert", "3"], ["export", "run"])  # fmt: skip
     for arguments in wrong:
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
@@ -316,6 +412,94 @@ def test_unknown_commands_and_options_exit_with_2(capsys):
         assert error.startswith("error: ") and error.count("\n") == 1 and "--help" in error
 
 
+@pytest.mark.parametrize("command", ["sample", "edit", "interpolate"])
+def test_help_names_the_choices(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--sampler SAMPLER euler, heun, dpmpp_2m" in said
+    assert "--schedule SCHEDULE of noise levels: karras, linear, cosine" in said
+
+
+# Training, its work taken as done --------------------------------------------------------------
+
+MEASURED = json.loads((model_folder.SHIPPED / "metrics.json").read_text())
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """What `Run` and `evaluate` are asked for; models draw blanks."""
+    asked = {}
+
+    class Run:
+        def __init__(self, folder, *arguments, **options):
+            self.folder, asked["run"] = folder, (arguments, options)
+
+        def fit(self, what, resume):
+            asked["fit"] = what, resume
+            for name in ("model", "pixel"):
+                (self.folder / name).mkdir()
+
+    def evaluate(*arguments, **options):
+        asked["evaluate"] = arguments
+        return MEASURED
+
+    monkeypatch.setattr(commands, "Run", Run)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(model_folder, "load", lambda *_: lambda prompts: blanks(len(prompts)))
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("what", "model", "pictures"),
+    [("all", "model", "samples.png"), ("unet", "model", "samples.png"),
+     ("pixel", "pixel", "pixel_samples.png")],
+)  # fmt: skip
+def test_training_a_model_ends_with_its_pictures_and_quality(
+    what, model, pictures, done, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    arguments = ["train", what, "--out", str(folder), "--data", "digits", "--threads", "2"]
+    assert main([*arguments, "--device", "cpu", "--seed", "3", "--resume"]) == 0
+    usual = {"text_encoder": "frozen", "objective": "edm", "weighting": "target"}
+    assert done["run"] == (("digits", 3, "cpu", 2, {}), usual)
+    assert done["fit"] == (what, True)
+    assert done["evaluate"] == (folder / model, "digits", "cpu", 2)
+    assert json.loads((folder / model / "metrics.json").read_text()) == MEASURED
+    with Image.open(folder / pictures) as grid:
+        assert grid.width > 10 * 56 and grid.height > 9 * 56
+    said = capsys.readouterr().out
+    assert "\n".join(evaluation.verdict(MEASURED)) in said
+    assert said.endswith(f"model: {folder / model}   pictures: {folder / pictures}\n")
+
+
+def test_training_a_part_says_where_it_is(done, tmp_path, capsys):
+    assert main(["train", "noisy", "--out", str(tmp_path), "--steps", "5", "--device", "cpu"]) == 0
+    assert done["run"][0][-1] == {"noisy": 5} and done["fit"] == ("noisy", False)
+    said = f"noisy is trained; its checkpoint, log and pictures are in {tmp_path}\n"
+    assert capsys.readouterr().out.endswith(said)
+    assert "evaluate" not in done
+
+
+@pytest.mark.parametrize("changes", [{}, {"guidance_scale": 1.0}, None])
+def test_export_takes_numbers_along_that_were_measured_as_it_draws(
+    changes, tmp_path, monkeypatch, capsys
+):
+    def write(run, out):
+        model_folder.write_config(out, model_folder.read_config(model_folder.SHIPPED))
+
+    monkeypatch.setattr(commands, "write_model", write)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    if changes is not None:
+        measured = json.dumps(MEASURED | changes)
+        (tmp_path / "run" / "model" / "metrics.json").write_text(measured)
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    assert (out / "metrics.json").is_file() == (changes == {})
+    if changes == {}:
+        assert json.loads((out / "metrics.json").read_text()) == MEASURED
 
 
 def test_evaluate_measures_and_writes_its_numbers(tmp_path, capsys):
@@ -332,6 +516,7 @@ def test_evaluate_measures_and_writes_its_numbers(tmp_path, capsys):
     metrics = json.loads(out.read_text())
     assert metrics["autoencoder_digit"] > 0.98 and metrics["sample_digit"] > 0.9
     assert "digit as asked" in printed and "held-out" in printed
+    assert printed.endswith(f"wrote {out}\n")
 
 
 def test_interrupting_exits_with_130(tmp_path, monkeypatch, capsys):

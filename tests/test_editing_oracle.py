@@ -232,6 +232,7 @@ def test_a_classifier_acts_in_its_interval_on_a_model_without_guidance(pipe):
     classifier_guided(pipe, Sees(), [1, 2], sampler="euler", num_inference_steps=20,
                       guidance_interval=(0.5, 4.0))  # fmt: skip
     assert asked == [sigma for sigma in levels if 0.5 < sigma <= 4.0]
+    assert pipe.asked[0][0].std() == pytest.approx(levels[0], rel=0.1)
     assert all(len(x) == 2 for x, _, _ in pipe.asked)  # guidance would take twice the rows
     with pytest.raises(ValueError, match="classifier_scale must be a finite number"):
         classifier_guided(pipe, Sees(), [1], classifier_scale="2")

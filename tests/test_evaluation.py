@@ -1,13 +1,18 @@
 """The verdict: bands, causes; and what the evaluation asks for."""
 
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ldm_numpy import evaluation, model_folder
 from ldm_numpy.data import captions, mnist
-from ldm_numpy.evaluation import BANDS, combination_prompts, verdict
+from ldm_numpy.diffusion.likelihood import log_likelihood
+from ldm_numpy.evaluation import BANDS, Judge, combination_prompts, reconstruction_quality, verdict
+from ldm_numpy.pixel_likelihood import digit_bits, histogram_bits
+
+from . import tiny
 
 GOOD = {
     "reader_accuracy": 0.993,
@@ -76,6 +81,8 @@ def test_prompts_cover_all_combinations_in_words_and_numerals():
     numerals = sum(any(c.isdigit() for c in prompt) for prompt in prompts)
     assert numerals == 180
     assert len(set(zip(digits, weights, slants))) == 90
+    numerals = [any(c.isdigit() for c in prompt) for prompt in combination_prompts(3)[0]]
+    assert numerals == [False, True, False] * 90
 
 
 def test_counts_are_checked_before_any_work():
@@ -135,6 +142,61 @@ def test_a_model_that_mixes_up_weight_and_slant_is_found_out(folder, monkeypatch
     assert metrics["sample_digit"] > 0.97
     assert metrics["sample_slant"] == metrics["sample_stroke"] == pytest.approx(1 / 3)
     assert metrics["sample_all"] < 0.4
+
+
+def test_what_survives_the_autoencoder_by_hand(folder):
+    """Of four digits one is read as another, and one is lost: solid ink, brighter than white."""
+    _, pixels, triples = folder
+    pixels, (labels, weights, slants) = pixels[:4], triples[:4].T
+    decoded = np.concatenate([pixels[:3], np.full((1, 28, 28, 1), 7, np.float32)])
+    pipe = SimpleNamespace(encode=lambda pictures: pictures, decode=lambda latents: decoded)
+    judge = SimpleNamespace(read=lambda pictures: labels + [0, 0, 1, 0])
+    found = reconstruction_quality(pipe, judge, pixels, (labels, weights, slants))
+    assert found["autoencoder_digit"] == 0.75
+    assert found["autoencoder_mse"] == pytest.approx(((1 - pixels[3]) ** 2).mean() / 4)
+    (weight,), (slant,) = captions.attributes(np.ones((1, 28, 28, 1)))
+    assert found["autoencoder_stroke"] == (3 + (weight == weights[3])) / 4
+    assert found["autoencoder_slant"] == (3 + (slant == slants[3])) / 4
+
+
+def test_a_judge_on_a_cpu_looks_at_a_few_pictures_at_a_time():
+    judge = Judge(model_folder.SHIPPED, "cpu", threads=1)
+    seen = []
+
+    def look(pixels):
+        seen.append(len(pixels))
+        return pixels
+
+    pixels = np.zeros((400, 1, 1, 1), np.float32)
+    assert judge.on_images(look, pixels).shape == pixels.shape
+    assert sum(seen) == 400 and max(seen) < 200
+
+
+# Likelihood --------------------------------------------------------------------------------
+
+
+def test_the_likelihood_starts_from_twice_the_highest_level_of_sampling(monkeypatch):
+    """There less is left of the data's mean, which the prior leaves out."""
+    asked = []
+
+    def spy(*arguments, **options):
+        asked.append(options)
+        return log_likelihood(*arguments, **options)
+
+    monkeypatch.setattr("ldm_numpy.pixel_likelihood.log_likelihood", spy)
+    pipe = tiny.pixel_model()
+    pipe.unet.conv_out.weight.data *= 0
+    digit_bits(pipe, tiny.digits("test").images[:2], 0, sigma_min=1.0, tolerance=1e-2)
+    assert asked[0]["sigma_max"] == 2 * pipe.config.sigma_max
+    assert asked[0]["sigma_min"] == 1.0
+
+
+def test_histograms_give_a_number_a_digit():
+    train = np.zeros((8, 1, 2), np.uint8)
+    digits = np.array([[[0, 0]], [[0, 9]], [[9, 9]]], np.uint8)
+    black, never = -np.log2((8 + 1) / (8 + 256)), -np.log2(1 / (8 + 256))
+    wanted = [black, (black + never) / 2, never]
+    assert histogram_bits(train, digits, uniform=256.0) == pytest.approx(wanted)
 
 
 def test_the_shipped_model_is_within_its_size_and_was_measured():

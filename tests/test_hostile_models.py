@@ -158,6 +158,8 @@ CONFIGS = {
                          ["latent_size must be a whole number 1 ... 128"]),
     "steps": ("pipeline", {"num_inference_steps": BILLION}, [largest(1000)]),
     "levels of noise": ("pipeline", {"sigma_max": 1e300}, ["sigma_max", "1e-9 ... 1e9", "1e+300"]),
+    "just too much noise": ("pipeline", {"sigma_max": 1.01e9}, ["sigma_max", "1010000000.0"]),
+    "just too little noise": ("pipeline", {"sigma_min": 0.99e-9}, ["sigma_min", "9.9e-10"]),
     "no noise": ("pipeline", {"sigma_min": 1e-300}, ["sigma_min", "1e-9 ... 1e9", "1e-300"]),
     "noise without end": ("pipeline", {"sigma_max": float("inf")}, ["sigma_max", "inf"]),
     "a scale of NaN": ("pipeline", {"latent_scale": float("nan")}, ["latent_scale", "nan"]),
@@ -177,6 +179,23 @@ def test_configurations(name, folder):
     config[section] |= changes
     model_folder.write_config(folder, config)
     refuse(lambda: model_folder.load(folder, "cpu"), [str(folder / "config.json"), *words])
+
+
+def test_a_configuration_at_its_bounds(folder):
+    config = model_folder.read_config(folder)
+    config["pipeline"] |= {"sigma_min": 1e-9, "sigma_max": 1e9, "num_inference_steps": 1000}
+    model_folder.write_config(folder, config)
+    found = model_folder.load(folder, "cpu").config
+    assert (found.sigma_min, found.sigma_max, found.num_inference_steps) == (1e-9, 1e9, 1000)
+
+
+def test_a_network_too_large_for_the_memory(folder, monkeypatch):
+    def build(section):
+        raise MemoryError
+
+    monkeypatch.setitem(model_folder.BUILDERS, "unet", build)
+    words = ["does not fit this program: unet: it is too large for this machine's memory"]
+    refuse(lambda: model_folder.load(folder, "cpu"), words)
 
 
 WHOLE_CONFIGS = {

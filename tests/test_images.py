@@ -41,6 +41,7 @@ def test_grid_places_every_image():
         np.testing.assert_array_equal(block, np.kron(one, np.ones((3, 3), np.uint8)))
     assert (cell(picture, 2, 1, 3, 4) == images.PAPER).all()  # the place left over
     assert images.grid(BATCH[:2], columns=8, scale=1, padding=0).size == (56, 28)
+    assert images.grid(BATCH[:1], columns=8, scale=1, padding=0).size == (28, 28)
 
 
 def test_grid_writes_labels_under_cells():

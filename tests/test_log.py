@@ -81,7 +81,7 @@ def test_the_picture_of_the_loss(log, monkeypatch):
     log.plot()
     picture = log.path.with_name("unet_loss.png")
     with Image.open(picture) as image:
-        assert image.format == "PNG" and image.width > 600
+        assert image.format == "PNG" and image.size == (770, 440)  # 7 by 4 inches
     shown = []
     monkeypatch.setattr(matplotlib.Figure, "savefig", lambda self, *_, **__: shown.append(self))
     log.plot()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from ldm_numpy import metrics
 from ldm_numpy.metrics import (
     bootstrap_interval,
     clip_score,
@@ -205,6 +206,18 @@ def test_balls_reach_to_the_kth_neighbour():
     real, generated = (np.reshape(x, (4, 1)) for x in ([0, 1, 3, 7], [-1.01, -3, 11.01, 100]))
     assert precision_recall(real, generated, k=1)[0] == 0
     assert precision_recall(real, generated, k=2)[0] == 0.75
+
+
+def test_a_point_is_its_own_nearest_whatever_the_rounding(monkeypatch):
+    """Around 0 and 0.001 the balls reach to 0.001, however far rounding puts a point from itself;
+    around 5 to 4.999."""
+
+    def rounded(a, b):
+        return (a - b.T) ** 2 + 0.01 * (a == b.T)
+
+    monkeypatch.setattr(metrics, "_squared_distances", rounded)
+    real, generated = (np.reshape(x, (3, 1)) for x in ([0, 0.001, 5], [-0.05, -0.0005, 20]))
+    assert precision_recall(real, generated, k=1)[0] == pytest.approx(1 / 3)
 
 
 def test_nearest():

@@ -1,6 +1,7 @@
 """What the networks are: sizes, shapes, starting points, refusals. Values: test_references."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 
@@ -211,6 +212,15 @@ def test_classifiers(config, rng):
         assert embedded.shape == (3, config.embedding_dim)
         assert model(batch).shape == (3, 10)
         np.testing.assert_array_equal(model.head(embedded).data, model(batch).data)
+
+
+def test_a_classifiers_block_by_hand(rng):
+    """silu(norm(conv(x))) of one pixel: a group's two channels become -1 and 1, but for eps."""
+    block = classifier.ConvBlock(1, 2, 1)
+    block.conv.weight.data[1, 1, 0] = 1, 3
+    block.norm.weight.data[:] = 1
+    y = block(np.full((1, 1, 1, 1), 50, np.float32)).data.ravel()
+    np.testing.assert_allclose(y, [-1 / (1 + math.e), 1 / (1 + 1 / math.e)], rtol=1e-5)
 
 
 def test_an_empty_batch(rng):

@@ -12,6 +12,7 @@ from ldm_numpy.gradcheck import vjp_errors
 from ldm_numpy.models.classifier import NoisyClassifier
 from ldm_numpy.parallel import Shards
 from ldm_numpy.tensor import Tensor
+from ldm_numpy.training import noisy
 from ldm_numpy.training.autoencoder import encode_moments
 
 from . import tiny
@@ -169,3 +170,16 @@ def test_training_draws_every_level_and_fresh_noise():
     loud = np.concatenate([x[sigma > 3] / sigma[sigma > 3, None, None, None] for x, sigma in seen])
     assert loud.std() == pytest.approx(1, abs=0.05)
     assert len(stage.train) == len(tiny.digits("train"))
+
+
+def test_its_digits_are_encoded_by_the_threads_asked_for(monkeypatch):
+    asked = []
+
+    def encoded(autoencoder, images, size, shards, device, scale):
+        asked.append(shards.threads)
+        return images, images
+
+    monkeypatch.setattr(noisy, "encode_moments", encoded)
+    stage = tiny.stage("noisy")
+    stage.threads = 3
+    assert stage.posteriors[0] is stage.train.images and asked == [3]

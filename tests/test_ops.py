@@ -262,6 +262,9 @@ def test_conv2d_refuses(rng):
     with pytest.raises(ValueError, match="kernel 3x2 is larger than the padded image 6x1"):
         ops.conv2d(x[:, :, :1], w, padding=(1, 1, 0, 0))
     assert ops.conv2d(x[:, :1, :1], w, padding=(0, 2, 1, 0)).shape == (1, 1, 1, 4)
+    for stride, padding in [(0, 1), (-1, 1), (1, -1), (2, (1, 1, 0, -1))]:
+        with pytest.raises(ValueError, match=rf"stride {stride} must be >= 1, padding .* >= 0"):
+            ops.conv2d(x, w, stride=stride, padding=padding)
 
 
 # Winograd's convolution ---------------------------------------------------------------------

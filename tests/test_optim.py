@@ -255,6 +255,19 @@ def test_muon_multiplies_the_smaller_gram_matrix(shape, rng, monkeypatch):
     assert set(sizes) == {(2, side, side)}
 
 
+def test_a_gradient_is_scaled_when_every_process_has_its_norm():
+    class Recording(Shards):
+        def barrier(self):
+            order.append("barrier")
+
+        def each(self, work, items):
+            order.append("scale")
+
+    order = []
+    AdamW([Parameter((3,), "ones")], shards=Recording(threads=1)).clip_gradient(1.0)
+    assert order == ["barrier", "scale"]
+
+
 def test_clip_gradient(rng):
     net = Net()
     optimizer = AdamW(net.parameters())

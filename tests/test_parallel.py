@@ -1,3 +1,4 @@
+import sys
 import threading
 import time
 import weakref
@@ -5,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from ldm_numpy import ops, parallel
+from ldm_numpy import ops, parallel, processes
 from ldm_numpy.function import _mode
 from ldm_numpy.nn import Linear, Module, Parameter
 from ldm_numpy.parallel import Shards
@@ -229,6 +230,20 @@ def test_an_exception_in_a_shard_reaches_the_caller(data, threads):
         with pytest.raises(FloatingPointError, match="second shard"):
             call()
     assert all(shards.map(lambda _: _mode.recording, range(6)))
+
+
+def test_no_thread_is_begun_where_there_is_nothing_to_share():
+    """With one thread or one item: `work` may then count on the thread that it is called in."""
+    for threads, items in ((1, range(3)), (2, range(1))):
+        shards = Shards(4, threads)
+        assert set(shards.map(lambda _: threading.get_ident(), items)) == {threading.get_ident()}
+
+
+def test_processes_are_for_linux(monkeypatch):
+    """The tests of processes are skipped elsewhere: this one is not."""
+    for platform, fork in (("linux", True), ("darwin", False), ("win32", False)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert processes.can_fork() is fork
 
 
 def test_threads_work_at_the_same_time():

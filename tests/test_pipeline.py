@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ldm_numpy import checkpoint, images, model_folder, pipeline
+from ldm_numpy.backend import generator
 from ldm_numpy.diffusion.samplers import SAMPLERS, edm_stochastic
 from ldm_numpy.diffusion.schedules import SCHEDULES, karras_sigmas
 from ldm_numpy.text import Tokenizer
@@ -130,6 +131,9 @@ def test_every_step_adds_noise_of_its_own():
     noise, again, other = pipeline.StepNoise(1), pipeline.StepNoise(1), pipeline.StepNoise(2)
     first, second = (noise.standard_normal((50, 2)) for _ in range(2))
     assert first.dtype == np.float32 and first.std() == pytest.approx(1, abs=0.3)
+    for step, found in enumerate((first, second), 1):  # pictures of a seed stay what they were
+        wanted = generator(1, "sample", "step", step).standard_normal((50, 2), np.float32)
+        np.testing.assert_array_equal(found, wanted)
     for unlike in (second, other.standard_normal((50, 2))):
         assert abs((first * unlike).mean()) < 0.5 and (first != unlike).all()
     np.testing.assert_array_equal(again.standard_normal((7, 2)), first[:7])  # rows stay
@@ -344,12 +348,45 @@ def test_any_text_is_a_prompt(pipe, prompt):
         ({"callback": "print"}, "callback must be a function"),
         ({"prompt": []}, "prompt must not be an empty list"),
         ({"prompt": ["seven", 7]}, "prompt must be a text"),
+        (
+            {"prompt": ["1", "2"], "num_images_per_prompt": 60_000},
+            "120,000 pictures at a time: at most 100,000",
+        ),
     ],
 )
-def test_bad_arguments(pipe, options, message):
+def test_bad_arguments(pipe, options, message, monkeypatch):
+    monkeypatch.setattr(pipe, "encode_prompts", None)
     with pytest.raises(ValueError, match=message) as error:
         pipe(**{"prompt": "seven"} | options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        *(
+            ({name: value}, f"PipelineConfig: {name} must be a whole number >= 1, not {value}")
+            for name in ("image_size", "padded_size", "latent_size", "num_inference_steps")
+            for value in (0, 1.5)
+        ),
+        *(
+            ({name: value}, f"PipelineConfig: {name} must be a finite number, not {value}")
+            for name in ("latent_scale", "sigma_data", "sigma_min", "sigma_max", "guidance_scale")
+            for value in (None, math.inf)
+        ),
+        ({"latent_scale": 0.0}, "latent_scale and sigma_data must be positive"),
+        ({"sigma_data": -1.0}, "latent_scale and sigma_data must be positive"),
+        ({"sigma_min": 0.0}, "0 < sigma_min < sigma_max is needed"),
+        ({"sigma_min": 40.0}, "0 < sigma_min < sigma_max is needed"),
+        ({"image_size": 33}, "image_size is larger than padded_size"),
+        ({"sampler": "dim"}, "unknown sampler 'dim': use one of euler"),
+        ({"objective": "x"}, "unknown objective 'x': use one of"),
+        ({"guidance_interval": (2, 1)}, "low < high"),
+    ],
+)
+def test_settings_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline.PipelineConfig(**options)
 
 
 # Model folders -----------------------------------------------------------------------------
@@ -401,6 +438,14 @@ def test_a_folder_gives_back_the_pipeline(folder, pipe):
     np.testing.assert_array_equal(latents, rounded.sample(PROMPTS))
     assert same(loaded(PROMPTS), rounded(PROMPTS))
     assert not (latents == pipe.sample(PROMPTS)).all()  # rounding can be seen: weights matter
+
+
+@pytest.mark.parametrize("shipped", [model_folder.SHIPPED, model_folder.SHIPPED / "pixel"])
+def test_what_is_read_is_written_again_byte_for_byte(shipped, tmp_path):
+    model_folder.write_config(tmp_path, model_folder.read_config(shipped))
+    Tokenizer.load(shipped / "tokenizer.json").save(tmp_path / "tokenizer.json")
+    for name in ("config.json", "tokenizer.json"):
+        assert (tmp_path / name).read_bytes() == (shipped / name).read_bytes()
 
 
 def test_a_run_folder_holds_its_model(folder):

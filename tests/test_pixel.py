@@ -1,5 +1,6 @@
 """The model of pixels: nothing is lost on the way, and likelihoods are those of pixels."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from ldm_numpy.models.autoencoder import PixelSpace, PixelSpaceConfig
 from ldm_numpy.models.unet import UNet
 from ldm_numpy.pixel_likelihood import digit_bits, histogram_bits
 from ldm_numpy.tensor import Tensor
+from ldm_numpy.training.pixel import pixel_moments
 
 from . import tiny
 
@@ -58,6 +60,16 @@ def test_training_sees_every_grey_level_spread_over_its_bin():
     assert inside.mean() == pytest.approx(0.5, abs=0.01)
     many = stage.clean(np.arange(len(stage.train)), 0)
     assert many.std() == pytest.approx(1, abs=0.03) and abs(many.mean()) < 0.03
+
+
+def test_the_moments_are_those_of_the_first_2048_digits():
+    digits = tiny.digits("train")
+    pictures = np.resize(digits.images, (2060, 28, 28))
+    pictures[2048:] = 255
+    mean, deviation = pixel_moments(dataclasses.replace(digits, images=pictures))
+    pixels = pictures[:2048] / 127.5 - 1
+    assert mean == pytest.approx(pixels.mean(), abs=1e-6)
+    assert deviation == pytest.approx(pixels.std(), abs=1e-6)
 
 
 def test_a_model_of_pixels_from_training_to_pictures(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from ldm_numpy.__main__ import main
 from ldm_numpy.nn import Linear, Module, Parameter
 from ldm_numpy.optim import EMA, AdamW, Muon
 from ldm_numpy.parallel import Shards
-from ldm_numpy.processes import RankShards, Ring
+from ldm_numpy.processes import RankShards, Ring, RingBrokenError
 from ldm_numpy.training import loop
 
 from . import tiny
@@ -105,12 +105,27 @@ def test_what_is_shared_is_a_copy_that_all_ranks_write_to(rng):
     numbers = shards.shared(np.zeros(7))
     with shards.ring as ring:
         ring.fork()
-        shards.each(lambda i: numbers.__setitem__(i, ring.rank + 1), range(7))
+
+        def write(i):
+            time.sleep(0.01 * ring.rank)  # rank 0 has done first, and waits
+            numbers[i] = ring.rank + 1
+
+        shards.each(write, range(7))
         np.testing.assert_array_equal(numbers, [1, 2, 1, 2, 1, 2, 1])
         assert shards.leads == (ring.rank == 0)
 
 
 # Somebody ends -----------------------------------------------------------------------------
+
+
+def test_a_rank_that_waits_in_vain_says_so():
+    ring = Ring(2)
+    for name, mode in (("source", "rb"), ("sink", "wb")):
+        setattr(ring, name, open(os.devnull, mode))  # noqa: SIM115 - `close` closes it
+    with pytest.raises(RingBrokenError, match="rank 0 lost its neighbour"):
+        ring.receive()
+    ring.close()
+    assert ring.source.closed and ring.sink.closed
 
 
 def test_an_error_on_another_rank_is_told(capfd):

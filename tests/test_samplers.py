@@ -433,6 +433,15 @@ def test_the_solver_is_called_as_the_others_are():
     np.testing.assert_allclose(ends, fine, atol=1e-3)
 
 
+def test_a_solver_that_gives_up_says_so():
+    """The ODE leads to infinity before it leads to the last level; or the denoiser answers NaN."""
+    x, levels = np.ones((1, 2)), karras_sigmas(3)
+    with pytest.raises(ValueError, match=r"the ODE could not be solved: .*step size"):
+        probability_flow(lambda x, sigma, cond: x + 5 * x**2, x, levels)
+    with pytest.raises(ValueError, match=r"the ODE could not be solved: .*not finite"):
+        probability_flow(lambda x, sigma, cond: x * math.nan, x, levels)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [

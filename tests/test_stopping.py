@@ -222,6 +222,16 @@ def test_a_second_training_is_refused_while_the_first_runs(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_who_may_write_into_the_folder_may_lock_it(tmp_path):
+    """A lock file is as open to others as files that one makes."""
+    before = os.umask(0)
+    try:
+        with locked(tmp_path):
+            assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+
+
 def test_a_run_and_its_command_hold_the_lock(tmp_path, monkeypatch):
     told = []
     whole = tiny.run_all(monkeypatch, tmp_path)

@@ -3,13 +3,16 @@
 import csv
 import dataclasses
 import hashlib
+import inspect
 import json
+import struct
 from itertools import chain
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ldm_numpy import backend, checkpoint, files, model_folder, training
+from ldm_numpy import backend, checkpoint, files, images, model_folder, training
 from ldm_numpy.backend import to_host
 from ldm_numpy.data import captions, mnist
 from ldm_numpy.parallel import Shards
@@ -157,6 +160,19 @@ def test_killed_at_an_awkward_moment(moment, undisturbed, tmp_path, monkeypatch)
     assert rows(tmp_path, "classifier") == rows(folder, "classifier")
 
 
+@pytest.mark.parametrize("newest", [b"damaged", None])
+def test_the_older_checkpoint_takes_the_place_of_a_damaged_one(newest, tmp_path):
+    """At once, not with the next save; a missing one is as good as damaged."""
+    path, older, damaged = (file(tmp_path, "unet", f"{word}safetensors")
+                            for word in ("", "previous.", "damaged."))  # fmt: skip
+    older.write_bytes(b"older")
+    if newest:
+        path.write_bytes(newest)
+    loop.reinstate(path)
+    assert path.read_bytes() == b"older" and not older.exists()
+    assert (damaged.read_bytes() if damaged.exists() else None) == newest
+
+
 def test_resuming_a_finished_training_leaves_it_alone(undisturbed, tmp_path):
     folder, expected = undisturbed("classifier")
     content = file(folder, "classifier").read_bytes()
@@ -247,6 +263,7 @@ def test_what_an_answer_of_zero_costs():
     for kind, loss in wanted.items():
         stage = tiny.stage(kind, batch_size=20)
         assert stage.baselines["loss"] == pytest.approx(loss, abs=1e-4)
+    assert tiny.stage("clip", batch_size=20).baselines["loss"] == 2.9957  # as a log shows it
     stage = tiny.stage("autoencoder")
     padded = np.pad(stage.test.images[:1000], ((0, 0), (2, 2), (2, 2))) / 127.5 - 1
     assert stage.baselines["mse"] == pytest.approx((padded**2).mean(), abs=1e-3)
@@ -265,6 +282,25 @@ def test_the_perceptual_loss_is_over_all_feature_maps(rng):
     assert len(maps[0]) > 1
     expected = sum(((got - want) ** 2).mean() / (want**2).mean() for got, want in zip(*maps))
     assert stage.perceptual_loss(Tensor(decoded), x).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.host
+def test_the_autoencoders_loss_by_hand():
+    """L = mean (x' - x)^2 + perceptual_weight P + kl_weight KL / pixels, of 32 x 32 pixels."""
+    stage = tiny.stage("autoencoder", kl_weight=2.0, perceptual_weight=0.3)
+    network = tiny.randomise(stage.network)
+    loss, *parts = map(float, stage.gradients(0, Shards(None, 1), network.parameters()))
+    index = mnist.batch_indices(len(stage.train), 20, 0, 0)
+    x = images.pad_to(stage.train.pixels(index), 32)
+    mean, logvar = (t.data for t in network.encode(x))
+    noise = backend.generator(0, "autoencoder", 0, "noise").standard_normal(mean.shape, np.float32)
+    decoded = network.decode(mean + np.exp(logvar / 2) * noise)
+    mse = ((decoded.data - x) ** 2).mean()
+    perceptual = stage.perceptual_loss(decoded, x).item()
+    kl = (mean**2 + np.exp(logvar) - 1 - logvar) / 2  # of each number of the latent
+    assert parts == pytest.approx([mse, perceptual, kl.mean()], rel=1e-4)
+    expected = mse + 0.3 * perceptual + 2 * kl.sum() / 20 / 32**2
+    assert loss == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.host
@@ -346,9 +382,18 @@ def test_counts_below_one(options):
         StageConfig(**{"steps": 5} | options)
 
 
-def test_the_text_encoder_is_frozen_or_joint():
-    with pytest.raises(ValueError, match="'frozen' or 'joint', not 'thawed'"):
-        tiny.stage("unet-thawed")
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"text_encoder": "thawed"}, "'frozen' or 'joint', not 'thawed'"),
+        ({"optimizer": "sgd"}, "'muon' or 'adamw', not 'sgd'"),
+        ({"objective": "score"}, "unknown objective 'score': use one of edm"),
+        ({"weighting": "none"}, "unknown weighting 'none': use one of target"),
+    ],
+)
+def test_a_choice_that_is_none_is_refused_before_there_is_a_run(options, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        training.Run(tmp_path / "run", **options)
 
 
 # A loss that is no number ------------------------------------------------------------------
@@ -394,7 +439,124 @@ def test_nan_before_the_first_checkpoint(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+# Pictures ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """stage -> what its picture shows: the arguments of `images.grid`."""
+    grid, path = images.grid, tmp_path / "drawn.png"
+
+    def draw(stage):
+        shown = {}
+
+        def record(*args, **options):
+            shown.update(inspect.signature(grid).bind(*args, **options).arguments)
+            return grid(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "grid", record)
+            stage.draw(path, Shards(8, 1))
+        with Image.open(path) as picture:
+            assert np.array_equal(picture, grid(**shown))
+        return shown
+
+    return draw
+
+
+@pytest.mark.host
+def test_a_classifier_shows_the_digits_that_it_misreads(drawn, tmp_path):
+    stage = tiny.stage("classifier")
+    pixels, labels = stage.test.pixels(slice(None)), stage.test.labels
+    read = stage.network(pixels).data.argmax(axis=1)
+    wrong = np.flatnonzero(read != labels)[:24]
+    picture = drawn(stage)
+    np.testing.assert_array_equal(picture["images"], pixels[wrong])
+    assert picture["labels"] == [f"{labels[i]} as {read[i]}" for i in wrong]
+    stage.test = dataclasses.replace(stage.test, labels=read)
+    stage.draw(tmp_path / "none.png", Shards(8, 1))
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.host
+def test_an_autoencoder_shows_digits_above_what_becomes_of_them(drawn):
+    stage = tiny.stage("autoencoder")
+    tiny.randomise(stage.network)
+    picture = drawn(stage)
+    above, below = picture["images"][:16], picture["images"][16:]
+    assert picture["columns"] == 16
+    np.testing.assert_array_equal(above, stage.test.pixels(slice(0, 16)))
+    mean, _ = stage.network.encode(images.pad_to(above, 32))
+    expected = images.crop_to(stage.network.decode(mean).data, 28)
+    np.testing.assert_allclose(below, expected, atol=1e-5)
+
+
+@pytest.mark.host
+def test_clip_shows_digits_over_the_captions_that_fit_best(drawn):
+    stage = tiny.stage("clip")
+    picture = drawn(stage)
+    assert picture["columns"] == 8 and len(picture["labels"]) == 24
+    np.testing.assert_array_equal(picture["images"], stage.test.pixels(slice(0, 24)))
+    texts = [captions.caption(*combination) for combination in captions.full_prompts()]
+    seen = stage.network.encode_image(picture["images"]).data
+    fits = seen @ stage.network.encode_text(stage.tokenizer(texts)).data.T
+    chosen = fits[np.arange(24), [texts.index(label) for label in picture["labels"]]]
+    np.testing.assert_allclose(chosen, fits.max(axis=1), atol=1e-5)
+    assert len(set(picture["labels"])) > 1
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("kind", ["unet-frozen", "pixel"])
+def test_a_unet_shows_ten_digits_of_each_of_six_descriptions(kind, drawn, monkeypatch):
+    stage = tiny.stage(kind)
+    monkeypatch.setattr(stage.pipeline, "sample", lambda prompts, seed: prompts)
+    monkeypatch.setattr(
+        stage.pipeline,
+        "decode",
+        lambda prompts: np.stack([np.full((28, 28, 1), len(p) / 30 - 1) for p in prompts]),
+    )
+    picture = drawn(stage)
+    assert picture["row_labels"] == [
+        "a thin ... leaning left",
+        "a thin ... leaning right",
+        "a medium ... upright",
+        "a bold ... leaning left",
+        "a bold ... leaning right",
+        "a ...",
+    ]
+    prompts = [
+        label.replace("...", digit).replace("a eight", "an eight")
+        for label in picture["row_labels"]
+        for digit in captions.DIGITS
+    ]
+    found = (30 * (picture["images"][:, 0, 0, 0] + 1)).round().astype(int)
+    assert found.tolist() == [len(prompt) for prompt in prompts] and picture["columns"] == 10
+
+
+@pytest.mark.host
+def test_a_noisy_classifier_shows_what_it_reads_under_more_and_more_noise(drawn):
+    stage = tiny.stage("noisy")
+    tiny.randomise(stage.network)
+    clean = stage.posteriors[0][:10]
+    noise = backend.generator(0, "noisy", "draw").standard_normal(clean.shape, np.float32)
+    picture = drawn(stage)
+    assert picture["columns"] == 10
+    for row, sigma in enumerate(np.float32([0.25, 0.5, 1, 2, 4, 8])):
+        x, ten = clean + sigma * noise, slice(10 * row, 10 * row + 10)
+        read = stage.network(x, np.full(10, sigma)).data.argmax(axis=1)
+        assert picture["labels"][ten] == [f"as {digit}" for digit in read]
+        visible = stage.autoencoder.decode(x / (0.8 * np.sqrt(1 + sigma**2))).data
+        np.testing.assert_allclose(picture["images"][ten], visible, atol=1e-4)
+
+
 # The loop ----------------------------------------------------------------------------------
+
+
+def test_the_progress_bar_tells_the_loss_beside_that_of_zero(tmp_path, capsys):
+    run(tiny.stage("classifier"), tmp_path, 0, threads=1)
+    shown = capsys.readouterr().err
+    loss = rows(tmp_path, "classifier")[-1][1]
+    assert f"loss {float(loss):.4g} (zero: 2.3)" in shown and "6/6" in shown
 
 
 def test_the_loop_by_hand(tmp_path):
@@ -716,6 +878,10 @@ def test_a_run_ends_with_a_model_folder(text_encoder, tmp_path, monkeypatch):
     same = [(own[k] == a).all() for k, a in loaded.text_encoder.state_dict().items()]
     assert all(same) == (text_encoder == "frozen")
 
+    trained, _ = checkpoint.load(whole.folder / "perceptual.safetensors")
+    judge = whole.autoencoder().perceptual.state_dict()  # as training left it
+    assert all((trained[f"ema/classifier/{name}"] == a).all() for name, a in judge.items())
+
     before = {path.name: path.read_bytes() for path in whole.folder.glob("*.safetensors")}
     with pytest.raises(ValueError, match=r"holds a training already \(perceptual, reader"):
         whole.fit("all")
@@ -745,9 +911,24 @@ def test_a_run_that_was_killed_goes_on(whole, tmp_path, monkeypatch):
         assert path.read_bytes() == (whole.folder / "model" / path.name).read_bytes()
 
 
+def test_data_that_cannot_be_read_are_refused_before_any_work(tmp_path):
+    """Those of testing too: no tokenizer is learned from the others before they are missed."""
+    few, images_name, labels_name = 20, *mnist.FILES["train"]
+    pixels, labels = (part[:few] for part in mnist.load("test"))
+    data, out = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    (data / images_name).write_bytes(struct.pack(">4I", 2051, few, 28, 28) + pixels.tobytes())
+    (data / labels_name).write_bytes(struct.pack(">2I", 2049, few) + labels.tobytes())
+    with pytest.raises(ValueError, match="data has no file t10k-images-idx3-ubyte"):
+        training.Run(out, data=data, threads=1).fit("clip")
+    assert list(out.iterdir()) == []
+
+
 def test_an_unfinished_run_is_not_exported(whole, tmp_path):
     with pytest.raises(ValueError, match="is not the folder of a run"):
         training.export(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(ValueError, match="holds the run's checkpoints: name another folder"):
+        training.export(tmp_path, tmp_path / "beside" / "..")
     whole.fit("clip")
     with pytest.raises(ValueError, match="has no trained unet"):
         training.export(whole.folder, tmp_path / "out")

@@ -16,11 +16,11 @@ signs v (Skilling 1989; Hutchinson 1990), which is right on the average and vari
 import math
 
 import numpy as np
-from scipy.integrate import solve_ivp
 
 from ..backend import array_module, to_device, to_host
-from ..checks import number, positive, whole
+from ..checks import positive, whole
 from ..tensor import Tensor, gradients
+from .ode import checked_tolerances, solve
 from .process import checked_levels
 
 
@@ -71,12 +71,11 @@ def log_likelihood(
         rtol, atol: of the solver, `scipy.integrate.solve_ivp` with "RK45"
 
     Raises ValueError for levels that do not rise, tolerances or a sigma_data that make no sense,
-    and where the solver gives up.
+    where D is not finite, and where the solver gives up.
     """
     checked_levels(sigma_min, sigma_max)
-    number("rtol", rtol, 1e-12, 1)
-    for name, value in {"atol": atol, "sigma_data": sigma_data}.items():
-        positive(name, value)
+    checked_tolerances(rtol, atol)
+    positive("sigma_data", sigma_data)
     n, d, xp = len(x), math.prod(x.shape[1:]), array_module(x)
     device = "cpu" if xp is np else "gpu"
     signs = None
@@ -92,11 +91,8 @@ def log_likelihood(
         return np.concatenate([to_host(at - value).ravel(), d - to_host(trace)])
 
     start = np.concatenate([to_host(x).ravel().astype(np.float64), np.zeros(n)])
-    span = math.log(sigma_min), math.log(sigma_max)
-    solved = solve_ivp(rate, span, start, rtol=rtol, atol=atol)
-    if not solved.success:
-        raise ValueError(f"the ODE could not be solved: {solved.message}")
-    end, gained = solved.y[: n * d, -1].reshape(n, d), solved.y[n * d :, -1]
+    state = solve(rate, [math.log(sigma_min), math.log(sigma_max)], start, rtol, atol)[:, -1]
+    end, gained = state[: n * d].reshape(n, d), state[n * d :]
     variance = sigma_max**2 + sigma_data**2
     prior = -0.5 * ((end**2).sum(axis=1) / variance + d * math.log(2 * math.pi * variance))
     return prior + gained

@@ -39,11 +39,10 @@ import math
 from itertools import pairwise
 from numbers import Real
 
-from scipy.integrate import solve_ivp
-
 from ..backend import array_module, to_host
 from ..checks import known, number, positive, shown, whole
 from .denoiser import score
+from .ode import checked_tolerances, solve
 from .process import VE, Process, checked_process, checked_time
 
 
@@ -112,10 +111,10 @@ def probability_flow(
     Song et al. 2021, section 4.3 and appendix D.2 (`scipy.integrate.solve_ivp`, "RK45"; it works on
     the host, in float64).
 
-    Raises ValueError unless 1e-12 <= rtol <= 1 and atol > 0, and where the solver gives up.
+    Raises ValueError unless 1e-12 <= rtol <= 1 and atol > 0, where D is not finite, and where the
+    solver gives up.
     """
-    number("rtol", rtol, 1e-12, 1)
-    positive("atol", atol)
+    checked_tolerances(rtol, atol)
     steps = _steps(x, sigmas)
     xp, shape, dtype = array_module(x), x.shape, x.dtype
     levels = [high for _, high, _ in steps] + [low for *_, low in steps[-1:] if low > 0]
@@ -130,11 +129,9 @@ def probability_flow(
     if len(levels) > 1:
         times = [math.log(sigma) for sigma in levels]
         start = to_host(x).astype("float64").ravel()
-        solved = solve_ivp(slope, (times[0], times[-1]), start, t_eval=times, rtol=rtol, atol=atol)
-        if not solved.success:
-            raise ValueError(f"the ODE could not be solved: {solved.message}")
+        states = solve(slope, times, start, rtol, atol)
         for step, sigma in enumerate(levels[1:]):
-            x = on_device(solved.y[:, step + 1])
+            x = on_device(states[:, step + 1])
             _report(callback, step, sigma, x)
     if steps[-1][2] == 0:
         x = D(x, levels[-1], cond)

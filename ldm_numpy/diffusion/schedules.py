@@ -48,7 +48,6 @@ def log_uniform_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0
 
 def cosine_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> list[float]:
     """Equal steps of the time in which data fade as a cosine (`CosineVP`)."""
-    checked_levels(sigma_min, sigma_max)
     process = CosineVP(sigma_min, sigma_max)
     first, last = process.t_max, process.t_min
     return _levels(

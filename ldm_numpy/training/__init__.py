@@ -213,6 +213,7 @@ class Run:
             self.train,
             self.seed,
             self.device,
+            self.threads,
         )
 
     def text(self) -> tuple[CLIPTextModel, Tokenizer]:

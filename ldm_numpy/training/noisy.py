@@ -46,8 +46,10 @@ class NoisyClassifierStage(Stage):
         train: Digits,
         seed: int,
         device: str = "cpu",
+        threads: int | None = None,
     ):
         self.config, self.train, self.seed, self.device = config, train, seed, device
+        self.threads = threads
         self.autoencoder, self.padded_size = autoencoder, padded_size
         self.latent_scale = latent_scale
         self.network = NoisyClassifier(network, seed=seed).to(device)
@@ -64,7 +66,7 @@ class NoisyClassifierStage(Stage):
             self.autoencoder,
             self.train.images,
             self.padded_size,
-            Shards(64 if self.device == "cpu" else None),
+            Shards(64 if self.device == "cpu" else None, self.threads),
             self.device,
             self.latent_scale,
         )
