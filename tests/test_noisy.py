@@ -172,14 +172,16 @@ def test_training_draws_every_level_and_fresh_noise():
     assert len(stage.train) == len(tiny.digits("train"))
 
 
-def test_its_digits_are_encoded_by_the_threads_asked_for(monkeypatch):
+@pytest.mark.parametrize(("device", "size"), [("cpu", 64), ("gpu", None)])
+def test_its_digits_are_encoded_a_few_at_a_time_by_the_threads_asked_for(device, size, monkeypatch):
+    """On a processor, where all of them at once would fill the memory."""
     asked = []
 
-    def encoded(autoencoder, images, size, shards, device, scale):
-        asked.append(shards.threads)
+    def encoded(autoencoder, images, side, shards, device, scale):
+        asked.append((shards.size, shards.threads))
         return images, images
 
     monkeypatch.setattr(noisy, "encode_moments", encoded)
     stage = tiny.stage("noisy")
-    stage.threads = 3
-    assert stage.posteriors[0] is stage.train.images and asked == [3]
+    stage.device, stage.threads = device, 3
+    assert stage.posteriors[0] is stage.train.images and asked == [(size, 3)]
