@@ -227,6 +227,8 @@ def test_parse_reads_every_caption():
     assert captions.parse("") == (None, None, None)
     assert captions.parse("A BOLD Seven, left-leaning!") == (7, 2, 0)
     assert captions.parse("17 bold cats") == (None, 2, None)  # seventeen is no digit
+    assert captions.parse("77") == (None, None, None)  # nor is seventy-seven
+    assert captions.parse("a 3 of 28") == (3, None, None)
     assert captions.parse("a seven or an eight, upright, leaning left") == (None, None, None)
     assert captions.parse("7 seven") == (7, None, None)
 

@@ -354,3 +354,12 @@ def test_in_a_process_of_its_own(name, places, tmp_path):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     for word in words:
         assert word in done.stderr
+
+
+def test_a_folder_written_anew_keeps_no_figures_of_the_model_before(folder):
+    (folder / "metrics.json").write_text("{}")
+    pipe = tiny.text_to_image()
+    weights = {name: getattr(pipe, name).state_dict() for name in NETWORKS}
+    configs = {name: dataclasses.asdict(getattr(pipe, name).config) for name in NETWORKS}
+    model_folder.save(folder, weights, configs, pipe.tokenizer, pipe.config)
+    assert not (folder / "metrics.json").exists() and (folder / "config.json").is_file()

@@ -1016,3 +1016,18 @@ def test_each_row_of_a_shard_has_its_own_caption(monkeypatch):
     stage.gradients(0, Slices(), [])
     for text, states in zip(texts, (seen[s] for s in sorted(seen))):  # levels rise in a batch
         np.testing.assert_array_equal(states, stage.conditions([text])[0])
+
+
+def test_what_is_measured_is_measured_on_the_averaged_weights(tmp_path, monkeypatch):
+    """For they are what is used with it later: the latents' scale, of an autoencoder."""
+    stage, shards = tiny.stage("autoencoder"), Shards(32)
+    optimizer, ema = loop.prepare(stage, shards)
+    optimizer.weights += 1  # away from their average
+    seen = []
+    record = lambda shards: seen.append(loop.weights_of(stage, "ema")) or {}  # noqa: E731
+    monkeypatch.setattr(stage, "measure", record)
+    loop.save_checkpoint(stage, optimizer, ema, tmp_path / "a.safetensors", 0, 1, shards)
+    arrays, _ = checkpoint.load(tmp_path / "a.safetensors")
+    for name, measured_on in seen[0].items():
+        np.testing.assert_array_equal(measured_on, arrays[name])
+        assert (arrays[name] != arrays[name.replace("ema", "weights", 1)]).any()
