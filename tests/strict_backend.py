@@ -37,7 +37,7 @@ CREATE = {"arange", "empty", "eye", "full", "identity", "linspace", "ones", "tri
 VIEWS = {"broadcast_to", "expand_dims", "moveaxis", "reshape", "squeeze", "swapaxes", "transpose"}
 VIEWS |= {"atleast_1d", "atleast_2d", "broadcast_arrays", "diagonal", "flip", "ravel", "rollaxis"}
 VIEWS |= {"as_strided", "astype", "view"}  # astype launches where it copies: see there
-SUMS = {"sum", "mean", "prod", "var", "std", "nansum", "nanmean", "norm", "trace"}
+SUMS = {"sum", "mean", "prod", "var", "std", "nansum", "nanmean", "norm"}
 SCANS = {"cumsum", "cumprod", "nancumsum", "nancumprod"}
 # How long the result is depends on the values: the host waits for it.
 WAITS = {"argwhere", "bincount", "compress", "extract", "flatnonzero", "intersect1d"}
@@ -212,6 +212,7 @@ def launch(name: str) -> None:
 def indices(index, shape):
     """The index for NumPy, integers out of range wrapped, and whether arrays are in it."""
     parts = index if isinstance(index, tuple) else (index,)
+    parts = tuple(listed(part) if isinstance(part, list) else part for part in parts)
     used = sum(
         1 if not isinstance(part, ndarray) or part.dtype != bool else part.ndim
         for part in parts
@@ -233,15 +234,16 @@ def indices(index, shape):
                 host = host % shape[axis] if shape[axis] else host
                 axis += 1
             part = host
-        elif isinstance(part, list):
-            counts["to device"] += 1
-            part = np.array(part, int) % shape[axis] if shape[axis] else part
-            advanced = True
-            axis += 1
         elif part is not None:
             axis += 1
         result.append(part)
     return tuple(result), advanced
+
+
+def listed(part: list) -> ndarray:
+    """A list as index, which is copied to the device at every use."""
+    counts["to device"] += 1
+    return ndarray(np.array(part) if part else np.array(part, int))
 
 
 def to_numpy(value):

@@ -153,8 +153,10 @@ def test_what_costs_time_is_counted(x, counts):
     assert counts["synchronisations"] == 6 and counts["to host"] == 2
     cupy.asarray(np.ones(3)), cupy.array(np.ones(3)), cupy.asarray(x)
     assert counts["to device"] == 2
-    x[[0, 2]]
-    assert counts["to device"] == 3  # a list as index is copied there
+    assert x[[0, 2, 5]][:, 0].get().tolist() == [0, 8, 8] and counts["to device"] == 3
+    counts.clear()  # a list as index is copied there; as a mask, it is also waited for
+    assert x[[True, False, True]][:, 0].get().tolist() == [0, 8] and x[[]].shape == (0, 4)
+    assert counts["to device"] == 2 and counts["synchronisation by mask"] == 1
 
 
 @pytest.mark.parametrize(

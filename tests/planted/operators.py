@@ -188,6 +188,8 @@ def of_statement(node: ast.stmt) -> Iterator[tuple[str, ast.stmt]]:
 def negated(value: ast.expr) -> ast.expr:
     """The first result that is one with its sign flipped, the planted bug of planted bugs."""
     if isinstance(value, ast.Tuple):
+        if not value.elts:
+            return value
         first, *rest = value.elts
         if isinstance(first, ast.Constant):
             return changed(value, elts=[first, *negated(changed(value, elts=rest)).elts])
