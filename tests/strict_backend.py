@@ -317,8 +317,8 @@ def function(name: str, parameters, host):
             args = flip_contracted(*args)
         elif name in ("matmul", "dot"):
             args = flip_inner(*args)
-        elif name in ("vdot", "inner"):
-            args = args[0][..., ::-1], args[1][..., ::-1]
+        elif name == "vdot":
+            args = args[0].ravel()[::-1], args[1].ravel()[::-1]
         compute = partial(scan, host) if name in SCANS else host
         result = compute(*args, **host_options)
         if name in VIEWS:
