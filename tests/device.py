@@ -68,9 +68,10 @@ class Border:
                         self.watch(value)
 
     def to_device(self, value):
-        """Integers stay: ids of tokens and classes are given, and checked, on the host."""
+        """Integers stay: ids of tokens and classes are given, and checked, on the host. So do texts
+        and objects, which a device cannot hold: who gives them gives them on the host."""
         if isinstance(value, np.ndarray):
-            return value if value.dtype.kind in "iu" else self.cupy.asarray(value)
+            return self.cupy.asarray(value) if value.dtype.kind in "bfc" else value
         return self.each(self.to_device, self.callback(value))
 
     def callback(self, function):
