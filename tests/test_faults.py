@@ -266,9 +266,11 @@ def test_temporary_files_of_the_dead_are_removed(undisturbed, tmp_path, monkeypa
         (tmp_path / f".clip.csv.{pid}.tmp").write_bytes(b"half")
     for other in (".hidden", ".notes.tmp", "a.1.tmp"):
         (tmp_path / other).write_bytes(b"not ours")
+    stays = tmp_path / f".folder.{dead.pid}.tmp"  # as another user's file: it cannot be removed
+    stays.mkdir()
     resume(tmp_path)
     left = {path.name for path in tmp_path.glob("*") if "tmp" in path.name or path.name[0] == "."}
-    assert left == {f".clip.csv.{alive}.tmp", ".hidden", ".notes.tmp", "a.1.tmp"}
+    assert left == {f".clip.csv.{alive}.tmp", ".hidden", ".notes.tmp", "a.1.tmp", stays.name}
 
 
 def test_a_models_folder_is_swept_too(tmp_path, monkeypatch):
