@@ -15,7 +15,6 @@ import mmap
 import os
 import signal
 import sys
-import tempfile
 import threading
 import traceback
 import warnings
@@ -49,18 +48,18 @@ class Ring:
 
     Attributes:
         rank: 0 here, 1 ... size - 1 in the processes that `fork` makes
-        file: of all ranks, without a name, for what is too long for a token
+        memory: of all ranks, for what is too long for a token: a file that is on no disk
     """
 
     def __init__(self, size: int):
         self.size, self.rank, self.children = size, 0, []
-        self.source = self.sink = self.file = None
+        self.source = self.sink = self.memory = None
 
     def fork(self) -> None:
         """Make the other ranks. They, too, return from here."""
         if self.size == 1:
             return
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+        self.memory = os.fdopen(os.memfd_create("rows of all ranks"), "r+b", 0)
         pipes = [os.pipe() for _ in range(self.size)]  # number r leads from rank r to the next
         # Signals wait until everyone knows which rank it is. (Only the main thread hears them.)
         heard, before = [], {}
@@ -116,6 +115,16 @@ class Ring:
             self.send(token)
         return token
 
+    def common(self, size: int) -> mmap.mmap:
+        """The first `size` bytes that all ranks have in common. What is beyond them is gone."""
+        try:
+            os.ftruncate(self.memory.fileno(), size)
+            return mmap.mmap(self.memory.fileno(), size)
+        except OSError as error:
+            raise ValueError(
+                f"processes cannot share {size:,} bytes ({error.strerror}): try --threads 1"
+            ) from None
+
     def barrier(self) -> None:
         """Return when all ranks have come here: once round to collect them, once to let them go."""
         if self.size == 1:
@@ -133,7 +142,9 @@ class Ring:
     def __exit__(self, kind, error, trace):
         """End the other ranks, which never come back; ChildProcessError if one of them failed."""
         if self.rank > 0:
-            if error is not None and not isinstance(error, RingBrokenError):
+            if isinstance(error, ValueError):
+                print(f"error on rank {self.rank}: {error}", file=sys.stderr, flush=True)
+            elif error is not None and not isinstance(error, RingBrokenError):
                 traceback.print_exception(error)
                 sys.stderr.flush()
             os._exit(error is not None)  # no clean-up: files and threads are rank 0's
@@ -143,9 +154,10 @@ class Ring:
         if isinstance(error, RingBrokenError) or (error is None and any(codes)):
             codes = [code for code in codes if code not in (0, -END)]
             ended = [f"by signal {-code}" if code < 0 else f"with {code}" for code in codes]
+            often = " (often: memory ran out)" if -signal.SIGKILL in codes else ""
             raise ChildProcessError(
-                f"a process of the training ended {' and '.join(ended) or 'too early'} (signal 9 "
-                "often means that memory ran out): continue with --resume, perhaps --threads 1"
+                f"a process of the training ended {' and '.join(ended) or 'too early'}{often}: "
+                "continue with --resume, perhaps --threads 1"
             ) from None
 
     @staticmethod
@@ -161,7 +173,7 @@ class Ring:
 
     def close(self) -> None:
         """Let go of the token for good, which ends ranks that wait for it."""
-        for file in (self.source, self.sink, self.file):
+        for file in (self.source, self.sink, self.memory):
             if file is not None:
                 file.close()
 
@@ -212,16 +224,17 @@ class RankShards(Shards):
         return self.ring.rank == 0
 
     def _gather(self, slices, parts) -> np.ndarray:
-        """All rows, through a file: every rank writes its own into their places, then reads all."""
-        shape, dtype = parts[0].shape[1:], parts[0].dtype
-        row = parts[0][0].nbytes
+        """All rows, through the ring's memory: every rank writes its own into their places, then
+        copies all."""
+        n, shape, dtype = slices[-1].stop, parts[0].shape[1:], parts[0].dtype
+        memory = self.ring.common(max(1, n * parts[0][0].nbytes))
+        all_rows = np.frombuffer(memory, dtype, n * parts[0][0].size).reshape(n, *shape)
         for rows, part in zip(self.own(slices), parts):
-            os.pwrite(self.ring.file.fileno(), np.ascontiguousarray(part), rows.start * row)
+            all_rows[rows] = part
         self.ring.barrier()
-        n = slices[-1].stop
-        content = os.pread(self.ring.file.fileno(), n * row, 0)
+        gathered = all_rows.copy()
         self.ring.barrier()  # nobody writes what comes next before all have read
-        return np.frombuffer(content, dtype).reshape(n, *shape)
+        return gathered
 
     def _accumulate(self, work, slices, parameters) -> list:
         """The token carries the sum of the results. After the last shard it goes on until every

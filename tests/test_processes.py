@@ -81,6 +81,33 @@ def test_a_token_of_rank_0_reaches_all(size):
         assert np.isnan(ring.share([float("nan")])[0])
 
 
+def test_memory_in_common():
+    """Of any size, one after the other; it is on no disk, which may be full."""
+    with Ring(2) as ring:
+        ring.fork()
+        for size in (5000, 3, 70_000):
+            memory = ring.common(size)
+            assert len(memory) == size
+            memory[ring.rank] = 7 + ring.rank
+            memory[size - 1] = size % 256
+            ring.barrier()
+            assert memory[:2] == b"\7\10" and memory[size - 1] == size % 256
+            ring.barrier()
+        assert os.readlink(f"/proc/self/fd/{ring.memory.fileno()}").startswith("/memfd:")
+        with pytest.raises(ValueError, match="cannot share .*,832 bytes.* try --threads 1"):
+            ring.common(7 << 60)
+
+
+def test_what_is_too_long_to_be_shared_is_told_in_a_line_a_rank(capfd):
+    with pytest.raises(ChildProcessError, match="ended with 1: continue"), Ring(2) as ring:
+        ring.fork()
+        if ring.rank == 1:
+            ring.common(7 << 60)
+        ring.barrier()
+    shown = capfd.readouterr().err
+    assert shown.startswith("error on rank 1: processes cannot share") and shown.count("\n") == 1
+
+
 @pytest.mark.parametrize("size", RANKS)
 def test_a_barrier_is_passed_when_all_have_come(size):
     shards = RankShards(1, Ring(size))
@@ -129,7 +156,7 @@ def test_a_rank_that_waits_in_vain_says_so():
 
 
 def test_an_error_on_another_rank_is_told(capfd):
-    with pytest.raises(ChildProcessError, match=r"ended with 1 .*--resume"), Ring(3) as ring:
+    with pytest.raises(ChildProcessError, match=r"ended with 1\b.*: .*--resume"), Ring(3) as ring:
         ring.fork()
         if ring.rank == 1:
             raise FloatingPointError("on rank one")
