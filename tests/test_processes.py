@@ -94,7 +94,7 @@ def test_memory_in_common():
             assert memory[:2] == b"\7\10" and memory[size - 1] == size % 256
             ring.barrier()
         assert os.readlink(f"/proc/self/fd/{ring.memory.fileno()}").startswith("/memfd:")
-        with pytest.raises(ValueError, match="cannot share .*,832 bytes.* try --threads 1"):
+        with pytest.raises(ValueError, match=r"cannot share .*,832 bytes.* try --threads 1"):
             ring.common(7 << 60)
 
 
