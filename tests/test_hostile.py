@@ -145,6 +145,10 @@ DIGITS = {
     "bomb in a bomb": (gzip.compress(bomb(HEADER, 1)), ["starts with 0x1f8b"]),
     "a terabyte of holes": (
         zip_with_holes(HEADER + bytes(3920), TERABYTE), ["bytes after the 5 items"]),
+    "a part of nothing, then holes": (zip_with_holes(b"", TERABYTE), ["bytes follow"]),
+    "a million parts of nothing": (gzip.compress(b"") * 10**6, ["bytes follow"]),
+    "two parts": (
+        gzip.compress(HEADER + bytes(3000)) + gzip.compress(bytes(920)), ["bytes follow"]),
     "a terabyte of holes, plain": (
         holes(HEADER + bytes(3920), TERABYTE), ["bytes after the 5 items"]),
     "dimensions of exabytes": (

@@ -6,7 +6,6 @@ the array. Any folder holding the same four files (Fashion-MNIST, KMNIST) can ta
 Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (CC BY-SA 3.0).
 """
 
-import gzip
 import hashlib
 import math
 import struct
@@ -14,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -82,6 +82,28 @@ def batches(n: int, batch_size: int, seed: int, step: int = 0) -> Iterator[np.nd
         step += 1
 
 
+class Unzipped:
+    """A .gz file, read as far as it is asked for. It has one part: `gzip.open` would go on to
+    others, and look through billions that hold nothing, or zeros, for the next one's beginning.
+
+    Raises EOFError where the file ends too early, zlib.error where it is damaged.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.part = file, zlib.decompressobj(wbits=31)  # 31: with gzip's header, CRC-32
+
+    def read(self, n: int) -> bytes:
+        content = b""
+        while len(content) < n and not self.part.eof:
+            packed = self.part.unconsumed_tail or self.file.read(CHUNK)
+            if not packed:
+                raise EOFError
+            content += self.part.decompress(packed, n - len(content))
+        if self.part.eof and (self.part.unused_data or self.file.read(1)):
+            raise zlib.error("bytes follow its compressed data")
+        return content
+
+
 @lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return generator(seed, "shuffle", epoch).permutation(n)
@@ -130,7 +152,8 @@ def _read_idx(path: Path, item_shape: tuple[int, ...], md5: str | None) -> np.nd
     ndim = 1 + len(item_shape)
     expected_magic = 0x0800 + ndim  # 0x08: unsigned bytes; low byte: number of dimensions
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        with open(path, "rb") as opened:
+            file = Unzipped(opened) if path.suffix == ".gz" else opened
             header = file.read(4 + 4 * ndim)
             if len(header) < 4 + 4 * ndim:
                 raise ValueError(f"{path} is truncated: it ends inside the header")
@@ -145,6 +168,9 @@ def _read_idx(path: Path, item_shape: tuple[int, ...], md5: str | None) -> np.nd
             if not 1 <= count <= MAX_IMAGES:
                 raise ValueError(f"{path} promises {count} items: 1 to {MAX_IMAGES} can be read")
             size = count * math.prod(item_shape)
+            too_long = f"{path} has bytes after the {count} items its header promises"
+            if path.stat().st_size > size + size // 64 + SLACK:
+                raise ValueError(too_long)
             content = bytearray()
             while len(content) < size and (chunk := file.read(min(size - len(content), CHUNK))):
                 content += chunk
@@ -152,12 +178,11 @@ def _read_idx(path: Path, item_shape: tuple[int, ...], md5: str | None) -> np.nd
                 raise ValueError(
                     f"{path} is truncated: {len(content)} bytes follow the header, not {size}"
                 )
-            # gzip would skip zeros after its data one by one, and files of holes have billions.
-            if path.stat().st_size > size + size // 64 + SLACK or file.read(1):
-                raise ValueError(f"{path} has bytes after the {count} items its header promises")
+            if file.read(1):
+                raise ValueError(too_long)
     except EOFError:
         raise ValueError(f"{path} is truncated: its compressed data end early") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except zlib.error as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
