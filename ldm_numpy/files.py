@@ -106,7 +106,8 @@ def write_atomically(path: str | Path, content: bytes, keep: bool = False) -> No
     temporary = _temporary(path)
     try:
         try:
-            with open(temporary, "wb") as file:
+            temporary.unlink(missing_ok=True)  # of a dead process with our number; or a link
+            with open(temporary, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

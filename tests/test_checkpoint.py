@@ -185,12 +185,19 @@ def test_a_kill_in_mid_write_keeps_the_old_file(path, monkeypatch):
 
 
 def test_synced_before_renamed(path, monkeypatch):
-    """File to disk, then the new name, then the folder: the order that survives a power cut."""
-    calls = []
+    """File to disk, whole, then the new name, then its folder: the order that survives a power
+    cut."""
+    calls, sizes = [], []
     fsync, replace = os.fsync, os.replace
 
     def spy_fsync(fd):
-        calls.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            assert os.path.samestat(status, path.parent.stat())
+            calls.append("folder")
+        else:
+            sizes.append(status.st_size)
+            calls.append("file")
         fsync(fd)
 
     def spy_replace(source, target):
@@ -202,6 +209,17 @@ def test_synced_before_renamed(path, monkeypatch):
     monkeypatch.setattr(os, "replace", spy_replace)
     checkpoint.save(path, ARRAYS, METADATA)
     assert calls == ["file", "rename"] + ["folder"] * (os.name == "posix")
+    assert sizes == [path.stat().st_size]
+
+
+def test_a_link_in_the_temporary_files_place_is_not_followed(path, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for name in (path, files.previous(path)):
+        temporary = path.with_name(f".{name.name}.{os.getpid()}.tmp")
+        temporary.symlink_to(tmp_path / "thesis.txt")
+    checkpoint.save(path, ARRAYS, METADATA, keep=True)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    assert not path.is_symlink() and set(checkpoint.load(path)[0]) == set(ARRAYS)
 
 
 def test_unwritable_places(tmp_path):

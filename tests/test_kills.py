@@ -1,5 +1,6 @@
 """The command line in processes of its own: killed, interrupted, on a full disk; then resumed."""
 
+import contextlib
 import json
 import os
 import random
@@ -107,7 +108,8 @@ def killed(folder, data, duration, rng, writing):
         if rng.random() < 0.5:
             training.process.kill()  # rank 0 alone: the other finds out by itself
         else:
-            os.killpg(training.process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it was faster
+                os.killpg(training.process.pid, signal.SIGKILL)
         # The end of rank 0. The other may still be there, and must not matter.
         if training.process.wait() == -signal.SIGKILL:
             return training

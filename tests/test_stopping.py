@@ -232,6 +232,27 @@ def test_who_may_write_into_the_folder_may_lock_it(tmp_path):
         os.umask(before)
 
 
+@pytest.mark.parametrize("kind", ["link", "hard link", "link to nothing", "pipe", "folder"])
+def test_a_lock_that_is_none(tmp_path, kind):
+    """What a stranger's folder may hold in its place; a link's target is not written to."""
+    thesis, run = tmp_path / "thesis.txt", tmp_path / "run"
+    thesis.write_text("years of work")
+    run.mkdir()
+    {
+        "link": lambda lock: lock.symlink_to(thesis),
+        "hard link": lambda lock: lock.hardlink_to(thesis),
+        "link to nothing": lambda lock: lock.symlink_to(tmp_path / "new"),
+        "pipe": os.mkfifo,
+        "folder": os.mkdir,
+    }[kind](run / ".lock")
+    words = r"\.lock(: | is no lock of a training: remove it)"
+    with pytest.raises(ValueError, match=words), locked(run):
+        pass
+    assert thesis.read_text() == "years of work"
+    assert sorted(os.listdir(tmp_path)) == ["run", "thesis.txt"]
+    assert os.listdir(run) == [".lock"]
+
+
 def test_a_run_and_its_command_hold_the_lock(tmp_path, monkeypatch):
     told = []
     whole = tiny.run_all(monkeypatch, tmp_path)

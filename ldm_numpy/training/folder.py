@@ -3,6 +3,7 @@ two checkpoints to go on from."""
 
 import contextlib
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ def prepare_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable.{os.getpid()}.tmp"
-        probe.write_bytes(b"")
+        probe.unlink(missing_ok=True)  # it may be a link
+        probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
         raise ValueError(f"cannot write into the folder {folder}: {error.strerror}") from None
@@ -62,9 +64,14 @@ def _lock(path: Path, folder: Path) -> int | None:
     """Lock the file at `path`; its descriptor, or None where a file system knows no locks."""
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            # A lock in a stranger's folder may be a link to a file that is not to be touched.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            raise ValueError(f"cannot write into the folder {folder}: {error.strerror}") from None
+            raise ValueError(f"cannot write {path}: {error.strerror}") from None
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            os.close(descriptor)
+            raise ValueError(f"{path} is no lock of a training: remove it")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
