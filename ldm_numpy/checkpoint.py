@@ -73,6 +73,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
             entry = (file.metadata() or {}).get(_KEY)
             if entry is None:
                 raise DamagedError(f"{path} is a safetensors file, but not one of ldm_numpy")
+            _check_names(path, header)
             version, checksum, text = _read_entry(path, entry)
             if version != VERSION:
                 raise ValueError(
@@ -126,6 +127,17 @@ def _header_size(path: str | Path) -> int:
     """What a safetensors file says of its header: its first 8 bytes."""
     with open(path, "rb") as file:
         return int.from_bytes(file.read(8), "little")
+
+
+def _check_names(path: str | Path, header: int) -> None:
+    """DamagedError where the header has a name twice: safetensors would take the last."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        content = file.read(header)
+    try:
+        parse_json(content)
+    except ValueError as error:
+        raise DamagedError(f"{path} was altered: {error}") from None
 
 
 def _array(path: str | Path, file, name: str) -> np.ndarray:

@@ -83,6 +83,14 @@ CHECKPOINTS = {
         safetensors(ours(x=array([2], 0, 8), y=array([2], 4, 12)), bytes(12)),
         [*LIES, "invalid offset for tensor `y`"],
     ),
+    "an array's name twice": (
+        safetensors(
+            json.dumps(ours(x=array([1], 0, 4)))[:-1].encode()
+            + b', "x": ' + json.dumps(array([1], 0, 4)).encode() + b"}",
+            bytes(4),
+        ),
+        ["was altered", "'x' stands twice"],
+    ),
     "bytes of no array": (safetensors(ours(x=array([1], 4, 8)), bytes(8)), LIES),
     "shape of exabytes": (safetensors(ours(x=array([2**31] * 2, 0, 4)), bytes(4)), LIES),
     "shape beyond 64 bits": (safetensors(ours(x=array([2**33] * 2, 0, 4)), bytes(4)), LIES),
