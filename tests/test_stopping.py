@@ -112,9 +112,11 @@ def test_a_signal_at_the_very_end_is_heard(where, number, threads, undisturbed, 
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_second_ctrl_c_stops_at_once(threads, tmp_path, undisturbed):
+@pytest.mark.parametrize("between", [[], [signal.SIGTERM]])
+def test_a_second_ctrl_c_stops_at_once(between, threads, tmp_path, undisturbed):
+    signals = [signal.SIGINT, *between, signal.SIGINT]
     with pytest.raises(KeyboardInterrupt) as stopped:
-        run(signalled(5, signal.SIGINT, signal.SIGINT), tmp_path, 0, threads=threads)
+        run(signalled(5, *signals), tmp_path, 0, threads=threads)
     assert type(stopped.value) is KeyboardInterrupt
     assert step(tmp_path / NAME) == 3
     resume(tmp_path)
@@ -125,6 +127,13 @@ def test_a_second_sigterm_is_the_first_one_again(tmp_path):
     """What stops a group of processes and their parent's parting word reach one process."""
     with pytest.raises(Stopped):
         run(signalled(5, signal.SIGTERM, signal.SIGTERM), tmp_path, 0, threads=2)
+    assert step(tmp_path / NAME) == 5
+
+
+def test_the_first_ctrl_c_saves_also_after_a_sigterm(tmp_path):
+    with pytest.raises(Stopped) as stopped:
+        run(signalled(5, signal.SIGTERM, signal.SIGINT), tmp_path, 0, threads=2)
+    assert stopped.value.signal == signal.SIGINT
     assert step(tmp_path / NAME) == 5
 
 

@@ -34,6 +34,7 @@ class Stop:
 
     def __init__(self):
         self.signal: int | None = None
+        self.interrupted = False
         self.before = {}
 
     def __enter__(self) -> "Stop":
@@ -51,8 +52,9 @@ class Stop:
 
     def _hear(self, number: int, _) -> None:
         if number == signal.SIGINT:
-            if self.signal is not None:
+            if self.interrupted:
                 raise KeyboardInterrupt
+            self.interrupted = True
             if sys.__stderr__ is not None:
                 with suppress(OSError):  # and no `print`, which may be what was interrupted
                     os.write(sys.__stderr__.fileno(), NOTICE)
