@@ -48,13 +48,13 @@ LARGEST_OF_OTHERS = 100_000  # channels, tokens of a vocabulary
 MOST_LEVELS = 8
 
 BUILDERS: dict[str, Callable[[dict], Module]] = {
-    "unet": lambda c: UNet(_options(UNetConfig, c)),
-    "autoencoder": lambda c: AutoencoderKL(_options(AutoencoderConfig, c)),
-    "pixel_space": lambda c: PixelSpace(_options(PixelSpaceConfig, c)),
-    "text_encoder": lambda c: CLIPTextModel(_options(CLIPTextConfig, c)),
+    "unet": lambda c: UNet(checked_options(UNetConfig, c)),
+    "autoencoder": lambda c: AutoencoderKL(checked_options(AutoencoderConfig, c)),
+    "pixel_space": lambda c: PixelSpace(checked_options(PixelSpaceConfig, c)),
+    "text_encoder": lambda c: CLIPTextModel(checked_options(CLIPTextConfig, c)),
     "clip": lambda c: CLIP(*_clip_options(c)),
-    "reader": lambda c: Classifier(_options(ClassifierConfig, c)),
-    "noisy_classifier": lambda c: NoisyClassifier(_options(ClassifierConfig, c)),
+    "reader": lambda c: Classifier(checked_options(ClassifierConfig, c)),
+    "noisy_classifier": lambda c: NoisyClassifier(checked_options(ClassifierConfig, c)),
 }
 ENTRIES = {"format_version", "pipeline", "sha256", *BUILDERS}  # of config.json
 
@@ -70,36 +70,12 @@ def load(
     device = choose_device(device)
     folder = find_model(path)
     config = _parse_config(folder)  # its checksum comes last, for it says less than other checks
-    names = ("unet", "pixel_space" if "pixel_space" in config else "autoencoder", "text_encoder")
-    unet, autoencoder, text_encoder = (load_network(folder, config, n, device) for n in names)
+    names = ("unet", _codec(config), "text_encoder")
+    networks = {name: load_network(folder, config, name, device) for name in names}
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    text = text_encoder.config
-    for what, ours, theirs in (
-        ("a vocabulary", tokenizer.vocab_size, text.vocab_size),
-        ("a context length", tokenizer.context_length, text.max_position_embeddings),
-        ("an end token", tokenizer.end_token, text.eos_token_id),
-    ):
-        if ours != theirs:
-            raise ValueError(
-                f"{folder}: the tokenizer has {what} of {ours}, the text encoder of {theirs}"
-            )
-    if "pipeline" not in config:
-        raise ValueError(f"{folder / 'config.json'} does not say how to join the networks")
-    settings = _build(folder, lambda c: _options(PipelineConfig, c), config, "pipeline")
-    for what, ours, theirs in (
-        (
-            "the latent's side times the autoencoder's factor",
-            settings.latent_size * autoencoder.config.downsampling,
-            settings.padded_size,
-        ),
-        ("the U-Net's in_channels", unet.config.in_channels, autoencoder.config.latent_channels),
-        ("the U-Net's out_channels", unet.config.out_channels, autoencoder.config.latent_channels),
-        ("the U-Net's cross_attention_dim", unet.config.cross_attention_dim, text.hidden_size),
-    ):
-        if ours != theirs:
-            raise ValueError(f"{folder / 'config.json'}: {what} is {ours}, but should be {theirs}")
+    pipe = _join(folder, config, networks, tokenizer, device, threads)
     check_intact(folder / "config.json", config)
-    return TextToImage(unet, autoencoder, text_encoder, tokenizer, settings, device, threads)
+    return pipe
 
 
 def find_model(path: str | Path | None) -> Path:
@@ -128,22 +104,32 @@ def load_network(folder: Path, config: dict, name: str, device: str = "cpu") -> 
     if name not in config:
         raise ValueError(f"{folder / 'config.json'} describes no {name}")
     network = _build(folder, BUILDERS[name], config, name)
-    if not network.count_parameters():
-        return network
-    path = folder / f"{name}.safetensors"
-    largest = checkpoint.MAX_HEADER + 8 * network.count_parameters()
-    if path.is_file() and path.stat().st_size > largest:
-        raise ValueError(f"{path} does not belong to its config.json: it has more than that tells")
-    arrays, _ = checkpoint.load(path)
-    for key, array in arrays.items():
-        if array.dtype not in (np.float16, np.float32) or not np.isfinite(array).all():
-            what = f"{reprlib.repr(key)} ({array.dtype})"
-            raise ValueError(f"{path}: {what} must be finite numbers of float16 or float32")
-    try:
-        network.load_state_dict(arrays)
-    except ValueError as error:
-        raise ValueError(f"{path} does not belong to its config.json: {one_line(error)}") from None
+    if network.count_parameters():
+        path = folder / f"{name}.safetensors"
+        largest = checkpoint.MAX_HEADER + 8 * network.count_parameters()
+        if path.is_file() and path.stat().st_size > largest:
+            raise ValueError(
+                f"{path} does not belong to its config.json: it has more than that tells"
+            )
+        _fill(network, checkpoint.load(path)[0], path)
     return network.to(device).eval()
+
+
+def check(
+    folder: str | Path,
+    weights: Mapping[str, Mapping[str, np.ndarray]],
+    configs: Mapping[str, dict],
+    tokenizer: Tokenizer,
+    settings: PipelineConfig,
+) -> None:
+    """ValueError unless a folder to which these are `save`d could be loaded; nothing is written."""
+    folder = Path(folder)
+    config = {**configs, "pipeline": json.loads(json.dumps(dataclasses.asdict(settings)))}
+    networks = {name: _build(folder, BUILDERS[name], configs, name) for name in configs}
+    for name, network in networks.items():
+        arrays = checkpoint.half_precision(weights.get(name, {}))
+        _fill(network, arrays, folder / f"{name}.safetensors")
+    _join(folder, config, networks, tokenizer)
 
 
 def save(
@@ -174,11 +160,14 @@ def save(
 def add(
     folder: str | Path, name: str, weights: Mapping[str, np.ndarray], network: dict
 ) -> None:
-    """Put one network more into a model folder, in float16, or in the place of an earlier one."""
-    folder = Path(folder)
-    config = read_config(folder) | {name: network}
-    checkpoint.save(folder / f"{name}.safetensors", checkpoint.half_precision(weights), {})
-    write_config(folder, config)
+    """Put one network more into a model folder, in float16, or in the place of an earlier one.
+    ValueError where it could not be loaded again."""
+    path = Path(folder) / f"{name}.safetensors"
+    config = read_config(path.parent) | {name: network}
+    arrays = checkpoint.half_precision(weights)
+    _fill(_build(path.parent, BUILDERS[name], config, name), arrays, path)
+    checkpoint.save(path, arrays, {})
+    write_config(path.parent, config)
 
 
 def write_config(folder: Path, config: dict) -> None:
@@ -201,6 +190,61 @@ def _parse_config(folder: Path) -> dict:
     return config
 
 
+def _codec(config: dict) -> str:
+    """What stands between pictures and latents."""
+    return "pixel_space" if "pixel_space" in config else "autoencoder"
+
+
+def _join(
+    folder: Path,
+    config: dict,
+    networks: dict[str, Module],
+    tokenizer: Tokenizer,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> TextToImage:
+    """The pipeline of the networks; ValueError where they and the tokenizer do not fit together."""
+    unet, text_encoder = networks["unet"], networks["text_encoder"]
+    autoencoder, text = networks[_codec(config)], text_encoder.config
+    for what, ours, theirs in (
+        ("a vocabulary", tokenizer.vocab_size, text.vocab_size),
+        ("a context length", tokenizer.context_length, text.max_position_embeddings),
+        ("an end token", tokenizer.end_token, text.eos_token_id),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"{folder}: the tokenizer has {what} of {ours}, the text encoder of {theirs}"
+            )
+    if "pipeline" not in config:
+        raise ValueError(f"{folder / 'config.json'} does not say how to join the networks")
+    settings = _build(folder, lambda c: checked_options(PipelineConfig, c), config, "pipeline")
+    for what, ours, theirs in (
+        (
+            "the latent's side times the autoencoder's factor",
+            settings.latent_size * autoencoder.config.downsampling,
+            settings.padded_size,
+        ),
+        ("the U-Net's in_channels", unet.config.in_channels, autoencoder.config.latent_channels),
+        ("the U-Net's out_channels", unet.config.out_channels, autoencoder.config.latent_channels),
+        ("the U-Net's cross_attention_dim", unet.config.cross_attention_dim, text.hidden_size),
+    ):
+        if ours != theirs:
+            raise ValueError(f"{folder / 'config.json'}: {what} is {ours}, but should be {theirs}")
+    return TextToImage(unet, autoencoder, text_encoder, tokenizer, settings, device, threads)
+
+
+def _fill(network: Module, arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Give a network the weights of a file; ValueError where they are not its own."""
+    for key, array in arrays.items():
+        if array.dtype not in (np.float16, np.float32) or not np.isfinite(array).all():
+            what = f"{reprlib.repr(key)} ({array.dtype})"
+            raise ValueError(f"{path}: {what} must be finite numbers of float16 or float32")
+    try:
+        network.load_state_dict(arrays)
+    except ValueError as error:
+        raise ValueError(f"{path} does not belong to its config.json: {one_line(error)}") from None
+
+
 def _build(folder: Path, build: Callable, config: dict, name: str):
     try:
         return build(config[name])
@@ -211,7 +255,7 @@ def _build(folder: Path, build: Callable, config: dict, name: str):
         ) from None
 
 
-def _options(kind: type, section: object):
+def checked_options(kind: type, section: object):
     """A dataclass of the options that a file gives it. ValueError for those it has not, and for
     values of another type than its fields or beyond all bounds."""
     if not isinstance(section, dict):
@@ -230,7 +274,7 @@ def _clip_options(section: object) -> tuple[CLIPTextConfig, CLIPVisionConfig, in
         raise ValueError(f"it must consist of {', '.join(names)}")
     _check_option("projection_dim", int, section["projection_dim"])
     text, vision = section["text"], section["vision"]
-    options = _options(CLIPTextConfig, text), _options(CLIPVisionConfig, vision)
+    options = checked_options(CLIPTextConfig, text), checked_options(CLIPVisionConfig, vision)
     return *options, section["projection_dim"]
 
 

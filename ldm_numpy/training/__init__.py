@@ -25,7 +25,7 @@ from .autoencoder import AutoencoderStage, AutoencoderStageConfig
 from .classifier import ClassifierStage
 from .clip import CLIPStage, train_tokenizer
 from .dataset import Digits
-from .export import add_noisy, export
+from .export import add_noisy, export, stated
 from .folder import existing, locked, prepare_folder
 from .loop import Stage, StageConfig, finished, load_trained, run
 from .noisy import NoisyClassifierStage, NoisyStageConfig
@@ -165,14 +165,14 @@ class Run:
 
     def unet(self) -> UNetStage:
         autoencoder = self.autoencoder()
-        measured = load_trained(autoencoder, self.folder)
+        scale = self.latent_scale(autoencoder)
         return UNetStage(
             unet_models.MNIST,
             self.config("unet", self.unet_config),
             PipelineConfig(
                 padded_size=autoencoder.padded_size,
                 latent_size=autoencoder.padded_size // autoencoder.network.config.downsampling,
-                latent_scale=measured["latent_scale"],
+                latent_scale=scale,
             ),
             autoencoder.network,
             *self.text(),
@@ -203,18 +203,24 @@ class Run:
 
     def noisy(self) -> NoisyClassifierStage:
         autoencoder = self.autoencoder()
-        measured = load_trained(autoencoder, self.folder)
+        scale = self.latent_scale(autoencoder)
         return NoisyClassifierStage(
             classifier_models.NOISY,
             self.config("noisy", NOISY),
             autoencoder.network,
             autoencoder.padded_size,
-            measured["latent_scale"],
+            scale,
             self.train,
             self.seed,
             self.device,
             self.threads,
         )
+
+    def latent_scale(self, autoencoder: AutoencoderStage) -> float:
+        """What gives latents deviation 1, as the autoencoder's training measured; with its weights
+        loaded."""
+        measured = load_trained(autoencoder, self.folder)
+        return stated(self.folder / "autoencoder.safetensors", measured, "latent_scale", float)
 
     def text(self) -> tuple[CLIPTextModel, Tokenizer]:
         """A text encoder of its own, as CLIP's training left it, and the tokenizer."""

@@ -30,27 +30,34 @@ def export(run: str | Path, out: str | Path, denoiser: str = "unet") -> None:
     stages = (denoiser, "clip", "reader") + (("autoencoder",) if denoiser == "unet" else ())
     loaded = {stage: finished(run / f"{stage}.safetensors") for stage in stages}
     arrays = {stage: arrays for stage, (arrays, _) in loaded.items()}
-    options = {stage: metadata["options"] for stage, (_, metadata) in loaded.items()}
+
+    def option(stage: str, name: str, kind: type):
+        return stated(run / f"{stage}.safetensors", loaded[stage][1]["options"], name, kind)
 
     weights = {
         "unet": averaged(arrays[denoiser], "unet"),
         "clip": averaged(arrays["clip"], "clip"),
         "reader": averaged(arrays["reader"], "classifier"),
     }
-    configs = {"unet": options[denoiser]["network"]}
-    configs |= {stage: options[stage]["network"] for stage in stages[1:]}
-    configs["text_encoder"] = configs["clip"]["text"]
+    configs = {"unet": option(denoiser, "network", dict)}
+    configs |= {stage: option(stage, "network", dict) for stage in stages[1:]}
+    configs["text_encoder"] = stated(run / "clip.safetensors", configs["clip"], "text", dict)
     if denoiser == "unet":
         weights["autoencoder"] = averaged(arrays["autoencoder"], "autoencoder")
     else:
-        configs["pixel_space"] = options[denoiser]["pixel_space"]
-    if options[denoiser]["text_encoder"] == "joint":
+        configs["pixel_space"] = option(denoiser, "pixel_space", dict)
+    if option(denoiser, "text_encoder", str) == "joint":
         weights["text_encoder"] = averaged(arrays[denoiser], "text_encoder")
     else:
         weights["text_encoder"] = averaged(arrays["clip"], "clip/text_model", ".")
     tokenizer = Tokenizer.load(run / "tokenizer.json")
-    decided = options[denoiser]["pipeline"]  # a run of an earlier version may lack some
-    settings = PipelineConfig(**{name: decided[name] for name in TRAINED if name in decided})
+    decided = option(denoiser, "pipeline", dict)  # a run of an earlier version may lack some
+    decided = {name: decided[name] for name in TRAINED if name in decided}
+    try:
+        settings = model_folder.checked_options(PipelineConfig, decided)
+        model_folder.check(out, weights, configs, tokenizer, settings)
+    except ValueError as error:  # before a model that may be in `out` is overwritten
+        raise ValueError(f"{run} makes no model that could be loaded: {error}") from None
     model_folder.save(out, weights, configs, tokenizer, settings)
     if denoiser == "unet" and (run / "noisy.safetensors").is_file():
         try:
@@ -59,11 +66,20 @@ def export(run: str | Path, out: str | Path, denoiser: str = "unet") -> None:
             warnings.warn(f"without its noisy classifier: {error}", stacklevel=2)
 
 
+def stated(path: Path, options: dict, name: str, kind: type):
+    """What the options in a checkpoint say of one; ValueError where that is nothing, or nonsense.
+    A run may be a stranger's, too."""
+    if not isinstance(options.get(name), kind):
+        raise ValueError(f"{path} is no checkpoint of this program: it does not say its {name}")
+    return options[name]
+
+
 def add_noisy(run: str | Path, out: str | Path) -> None:
     """Put the run's classifier of noised latents into a model folder; ValueError if unfinished."""
-    arrays, metadata = finished(Path(run) / "noisy.safetensors")
-    weights = averaged(arrays, "noisy_classifier")
-    model_folder.add(out, "noisy_classifier", weights, metadata["options"]["network"])
+    path = Path(run) / "noisy.safetensors"
+    arrays, metadata = finished(path)
+    network = stated(path, metadata["options"], "network", dict)
+    model_folder.add(out, "noisy_classifier", averaged(arrays, "noisy_classifier"), network)
 
 
 def averaged(arrays: dict, network: str, separator: str = "/") -> dict:
