@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ldm_numpy.diffusion import PROCESSES, SAMPLERS, GaussianMixture, karras_sigmas
+from ldm_numpy.diffusion import PROCESSES, SAMPLERS, GaussianMixture, karras_sigmas, ode
 from ldm_numpy.diffusion.process import Process
 from ldm_numpy.diffusion.samplers import (
     ddim,
@@ -440,6 +440,27 @@ def test_a_solver_that_gives_up_says_so():
         probability_flow(lambda x, sigma, cond: x + 5 * x**2, x, levels)
     with pytest.raises(ValueError, match=r"the ODE could not be solved: .*not finite"):
         probability_flow(lambda x, sigma, cond: x * math.nan, x, levels)
+
+
+def test_a_solver_does_not_go_on_for_ever(monkeypatch):
+    """Over a denoiser so rough that no step is small enough."""
+    asked = []
+
+    def rough(x, sigma, cond):
+        asked.append(sigma)
+        return x + math.sin(1e9 * sigma)
+
+    words = r"solved in 20,000 evaluations of its slope: .* a sampler of fixed steps"
+    with pytest.raises(ValueError, match=words):
+        probability_flow(rough, np.ones((1, 2)), karras_sigmas(3))
+    assert len(asked) == 20_000
+    asked.clear()
+    probability_flow(lambda *a: asked.append(0) or MIXTURE.denoiser(*a), np.ones((1, 2)), [9, 1])
+    monkeypatch.setattr(ode, "MAX_EVALUATIONS", len(asked))
+    probability_flow(MIXTURE.denoiser, np.ones((1, 2)), [9, 1])
+    monkeypatch.setattr(ode, "MAX_EVALUATIONS", len(asked) - 1)
+    with pytest.raises(ValueError, match="could not be solved"):
+        probability_flow(MIXTURE.denoiser, np.ones((1, 2)), [9, 1])
 
 
 @pytest.mark.parametrize(
