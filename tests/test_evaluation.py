@@ -135,6 +135,35 @@ def test_a_perfect_model_is_measured_as_perfect(folder, monkeypatch):
     assert metrics["clip_score"] > 1
 
 
+def test_what_the_frechet_distances_are_between(folder, monkeypatch):
+    """Samples of some digits' captions, drawn with a seed of their own, against the other digits;
+    the split those very digits; the floor all of them."""
+    path, pixels, triples = folder
+    draw, drawn, pairs, floors = draw_from(pixels, triples), [], [], []
+
+    def told(pipe, prompts, guidance, seed):
+        drawn.append((seed, prompts))
+        return draw(pipe, prompts, guidance, seed)
+
+    monkeypatch.setattr(evaluation, "draw", told)
+    monkeypatch.setattr(
+        evaluation, "frechet_distance", lambda *pair: pairs.append(pair) or float(len(pairs))
+    )
+    monkeypatch.setattr(evaluation, "frechet_floor", lambda *given: floors.append(given) or 0.5)
+    metrics = evaluation.evaluate(None, path, "cpu", seed=5, per_combination=1, frechet_samples=300)
+    (first, _), (second, prompts) = drawn
+    assert (first, second) == (5, 6) and len(prompts) == 300
+    ((sampled, others), (chosen, again)), ((real, count, *_),) = pairs, floors
+    assert len(sampled) == len(chosen) == count == 300
+    np.testing.assert_array_equal(others, again)
+    everything = np.concatenate([chosen, others])
+    np.testing.assert_array_equal(everything[np.lexsort(everything.T)], real[np.lexsort(real.T)])
+    assert len(real) == len(pixels)
+    assert [metrics[f"frechet_{k}"] for k in ("distance", "split", "floor", "ratio")] == [
+        1.0, 2.0, 0.5, 2.0,
+    ]  # fmt: skip
+
+
 def test_a_model_that_mixes_up_weight_and_slant_is_found_out(folder, monkeypatch):
     path, pixels, triples = folder
     monkeypatch.setattr(evaluation, "draw", draw_from(pixels, triples[:, [0, 2, 1]]))

@@ -42,6 +42,14 @@ def test_rows_beyond_the_checkpoint_are_dropped(log, start, kept):
     assert log.path.read_text().count("\n") == 1 + len(kept)
 
 
+def test_the_time_of_a_resumed_training_goes_on(log):
+    log.rows[-1][-1] = "7000.5"
+    log.flush()
+    again = Log(log.path, REPORT, BASELINES, 20)
+    again.add(30, [0.3, 0.1, 1.0], 1e-4)
+    assert 7000.5 <= float(again.rows[-1][-1]) < 7100
+
+
 def test_no_row_twice(log):
     log.rows *= 2
     log.flush()
@@ -72,7 +80,11 @@ def full_disk(*_):
 
 def test_an_edited_log_stops_no_training(log):
     log.flush()
-    log.path.write_text(log.path.read_text() + "30,half a row\nwords\n\n")
+    seven, huge = ",0.4,0.1,1,2,0.1,", "9" * 400
+    lies = ["30,half a row", "words", ""]
+    lies += [f"{step}{seven}9.9" for step in ("0", "-30", huge, f"-{huge}", "3e1", "nan")]
+    lies += [f"30{seven}{seconds}" for seconds in ("nan", "inf", huge, "")]
+    log.path.write_text(log.path.read_text() + "\n".join(lies) + "\n")
     assert [row[0] for row in Log(log.path, REPORT, BASELINES, 100).rows] == ["10", "20"]
 
 

@@ -187,6 +187,20 @@ def test_the_interval_covers_what_other_samples_give(distance):
     assert np.ptp(wide) / np.ptp(narrow) == pytest.approx(1.95996 / 0.67449, rel=1e-4)
 
 
+def test_an_interval_of_two_repetitions():
+    """Their deviation is |first - second| / sqrt(2), and 1.96 of them lie on each side."""
+    rng, found = np.random.default_rng(24), []
+
+    def distance(a, b):
+        found.append(a.mean() - b.mean())
+        return found[-1]
+
+    low, high = bootstrap_interval(distance, rng.random((9, 1)), rng.random((7, 1)), 2, rng)
+    first, second, estimate = found
+    reach = 1.95996398 * abs(first - second) / 2**0.5
+    np.testing.assert_allclose([low, high], [estimate - reach, estimate + reach])
+
+
 def test_precision_and_recall():
     """Samples of one half of a square: all of them are real, and half of the real is there."""
     rng = np.random.default_rng(23)

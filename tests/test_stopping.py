@@ -111,6 +111,22 @@ def test_a_signal_at_the_very_end_is_heard(where, number, threads, undisturbed, 
     same_run(tmp_path, undisturbed)
 
 
+def test_a_signal_saves_no_weights_that_have_gone_astray(tmp_path):
+    stage, done = signalled(5, signal.SIGTERM), []
+    after_step = stage.after_step
+
+    def astray():
+        done.append(None)
+        if len(done) == 5:
+            next(iter(stage.networks.values())).parameters()[0].data[...] = np.nan
+        after_step()
+
+    stage.after_step = astray
+    with pytest.raises(ValueError, match=r"NaN or infinity by step 5 .*keeps the last good step"):
+        run(stage, tmp_path, 0, threads=1)
+    assert step(tmp_path / NAME) == 3
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("between", [[], [signal.SIGTERM]])
 def test_a_second_ctrl_c_stops_at_once(between, threads, tmp_path, undisturbed):

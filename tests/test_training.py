@@ -891,6 +891,23 @@ def test_a_run_ends_with_a_model_folder(text_encoder, tmp_path, monkeypatch):
     assert before == {path.name: path.read_bytes() for path in whole.folder.glob("*.safetensors")}
 
 
+def test_a_stage_goes_on_upon_what_it_was_begun(whole):
+    """An autoencoder, or a CLIP, trained anew makes latents and words mean something else."""
+    whole.fit("all")
+    before = (whole.folder / "unet.safetensors").read_bytes()
+    for earlier in ("autoencoder", "clip"):
+        path = whole.folder / f"{earlier}.safetensors"
+        usual = path.read_bytes()
+        arrays, metadata = checkpoint.load(path)
+        checkpoint.save(path, {k: a + a.dtype.type(1) for k, a in arrays.items()}, metadata)
+        words = rf"made with other options: upstream\.{earlier}\.safetensors was .* is now"
+        with pytest.raises(ValueError, match=words):
+            whole.fit("unet", resume=True)
+        path.write_bytes(usual)
+    assert (whole.folder / "unet.safetensors").read_bytes() == before
+    whole.fit("unet", resume=True)
+
+
 @pytest.mark.host
 def test_a_run_that_was_killed_goes_on(whole, tmp_path, monkeypatch):
     """`--resume` skips the finished stages and ends like a run never killed."""

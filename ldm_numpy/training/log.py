@@ -1,6 +1,7 @@
 """The log of a training: a CSV file, and a picture of the loss."""
 
 import io
+import math
 import time
 from pathlib import Path
 
@@ -45,10 +46,10 @@ class Log:
     def is_whole(self, row: list[str]) -> bool:
         """Whether a row is one of ours; a log that was edited must not stop a training."""
         try:
-            int(row[0]), [float(cell) for cell in row]
-        except (ValueError, IndexError):
+            step, numbers = int(row[0]), [float(cell) for cell in row[1:]]
+        except ValueError:
             return False
-        return len(row) == len(self.header)
+        return len(row) == len(self.header) and step > 0 and all(map(math.isfinite, numbers))
 
     def flush(self) -> None:
         lines = [",".join(str(cell) for cell in row) for row in [self.header, *self.rows]]
