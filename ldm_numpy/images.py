@@ -79,7 +79,7 @@ def _checked_png(path: Path) -> Image.Image:
         raise ValueError(
             f"{path} cannot be read as a picture: its parts are not in order"
         ) from None
-    if getattr(picture, "n_frames", 1) > 1:
+    if picture.get_format_mimetype() != "image/png":  # APNG; one frame may be a part of a picture
         raise ValueError(f"{path} is animated ({picture.n_frames} frames): save one as a picture")
     if transparent:
         raise ValueError(f"{path} has transparency: put it on black, and save it without")

@@ -43,6 +43,14 @@ SCANS = {"cumsum", "cumprod", "nancumsum", "nancumprod"}
 WAITS = {"argwhere", "bincount", "compress", "extract", "flatnonzero", "intersect1d"}
 WAITS |= {"nonzero", "setdiff1d", "setxor1d", "trim_zeros", "union1d", "unique", "unique_all"}
 WAITS |= {"unique_counts", "unique_inverse", "unique_values"}
+# What these parameters take is known on the host: for a value on the device it waits.
+ON_HOST = {"shape", "newshape", "axis", "axes", "axis1", "axis2", "source", "destination", "shift"}
+ON_HOST |= {"reps", "repeats", "N", "M", "k", "num", "pad_width", "indices_or_sections", "ddof"}
+ON_HOST |= {"decimals", "offset", "sections", "minlength", "size", "n"}
+COPIES = {"tobytes", "tofile", "dump", "dumps"}
+REDUCES = {"add", "multiply"}  # of the ufuncs with `.reduce`
+SCATTERS = {"add", "subtract", "maximum", "minimum"}  # of those with `.at`
+SCATTERS |= {"bitwise_and", "bitwise_or", "bitwise_xor"}
 ALLOWED = {  # of functions that take any keyword
     "einsum": {"dtype", "casting", "optimize"},
     "pad": {"constant_values", "end_values", "reflect_type", "stat_length"},
@@ -76,6 +84,8 @@ class ndarray:
     __hash__ = None
 
     def __init__(self, host: np.ndarray):
+        if host.dtype.kind not in "biufc" or host.dtype.char in "gG":  # objects, texts, long double
+            raise ValueError(f"Unsupported dtype {host.dtype}")
         self._host = host
 
     # What is known without waiting ----------------------------------------------------------
@@ -303,13 +313,14 @@ def function(name: str, parameters, host):
         if name in FROM_HOST:
             counts["to device"] += isinstance(args[0], np.ndarray)
             args = [a._host if isinstance(a, ndarray) else a for a in args]
-            return numbers(host(*args, **options))
+            return ndarray(host(*args, **options))
         if name not in CREATE:
             check_arrays(name, bound)
         if name not in VIEWS:
             launch(name)
         if name in WAITS or (name == "where" and len(bound) == 1):
             synchronise(name)
+        await_parameters(name, bound)
         args, host_options = to_numpy(args), to_numpy(options)
         if name in SUMS:
             args = backwards(args[0], bound.get("axis")), *args[1:]
@@ -319,7 +330,10 @@ def function(name: str, parameters, host):
             args = flip_inner(*args)
         elif name == "vdot":
             args = args[0].ravel()[::-1], args[1].ravel()[::-1]
+        elif name == "take_along_axis":
+            args, host_options = wrapped(**to_numpy(bound)), {}
         compute = partial(scan, host) if name in SCANS else host
+        compute = partial(host, mode="wrap") if name == "take" else compute
         result = compute(*args, **host_options)
         if name in VIEWS:
             copied(name, bound.get("a"), result)
@@ -333,11 +347,19 @@ def function(name: str, parameters, host):
     return call
 
 
-def numbers(host: np.ndarray) -> "ndarray":
-    """What came from the host, if it is of a type that a GPU has."""
-    if host.dtype.kind not in "biufc":
-        raise ValueError(f"Unsupported dtype {host.dtype}")
-    return ndarray(host)
+def await_parameters(name: str, bound: dict, others=()) -> None:
+    """Count a wait for each parameter that is on the device and that the host must know."""
+    host = ON_HOST | ({"start", "stop", "step"} if name == "arange" else set())
+    values = [value for key, value in bound.items() if key in host] + list(others)
+    for value in values:
+        items = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, ndarray) for item in items):
+            synchronise(f"a parameter of {name}")
+
+
+def wrapped(a, indices, axis=-1):
+    """take_along_axis's arguments, indices that are out of range wrapped."""
+    return a, indices % (a.size if axis is None else a.shape[axis]), axis
 
 
 def copied(name: str, source, result) -> None:
@@ -412,6 +434,8 @@ class Ufunc:
 
     def at(self, a, index, *b):
         """Unbuffered, in any order."""
+        if self.__name__ not in SCATTERS:
+            raise NotImplementedError(f"`cupy_{self.__name__}.at` is not supported yet")
         launch(f"{self.__name__}.at")
         if not isinstance(a, ndarray):
             raise unsupported(a)
@@ -423,6 +447,8 @@ class Ufunc:
         self._host.at(a._host, places, *values)
 
     def reduce(self, array, axis=0, dtype=None, out=None, keepdims=False):
+        if self.__name__ not in REDUCES:
+            raise NotImplementedError(f"`cupy_{self.__name__}.reduce` is not supported yet")
         launch(f"{self.__name__}.reduce")
         host = to_numpy(array)
         return from_numpy(self._host.reduce(host, axis, dtype, out, keepdims))
@@ -477,11 +503,15 @@ def method(name: str, parameters):
             launch("astype") if options.get("copy", True) or dtype != self.dtype else None
         elif name not in VIEWS:
             launch(name)
-        if name in WAITS:
+        if name in WAITS | COPIES:
             synchronise(name)
+        if name in COPIES:
+            counts["to host"] += 1
+        await_parameters(name, bound, args if "..." in parameters else ())
         host = backwards(self._host, bound.get("axis")) if name in SUMS else self._host
         args, host_options = to_numpy(args), to_numpy(options)
         compute = partial(scan, getattr(np, name), host) if name in SCANS else getattr(host, name)
+        compute = partial(compute, mode="wrap") if name == "take" else compute
         result = compute(*args, **host_options)
         if name in VIEWS and name != "astype":
             copied(name, self, result)

@@ -218,6 +218,10 @@ PICTURES = {
     "animated": (png(save_all=True, append_images=OTHER), ["is animated (2 frames)"]),
     "an animation without frames": (
         drawn(28, 28, PIXELS, chunk(b"acTL", bytes(8))), ["Invalid APNG"]),
+    "an animation of a corner": (
+        drawn(28, 28, PIXELS, chunk(b"acTL", struct.pack(">II", 1, 0))
+              + chunk(b"fcTL", struct.pack(">5I2H2B", 0, 2, 2, 0, 0, 1, 1, 0, 0))),
+        ["is animated (1 frames)"]),
     "16 bits": (png("I;16"), ["has 16 bits a pixel: save it with 8"]),
     "transparent": (png("RGBA"), ["has transparency"]),
     "grey and transparent": (png("LA"), ["has transparency"]),

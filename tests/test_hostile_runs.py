@@ -145,6 +145,16 @@ def test_the_honest_run_is_exported_whole(honest, tmp_path):
     assert "noisy_classifier" in config
 
 
+def test_another_runs_folder_is_not_written_to(honest, tmp_path, capsys):
+    write(tmp_path / "run", honest)
+    write(tmp_path / "other", honest)
+    (tmp_path / "other" / "clip.csv").write_text("step")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "other")]) == 2
+    assert "other holds a run's checkpoints: name another folder" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+
+
 @pytest.mark.parametrize("scale", [None, "1", [1.0]])
 @pytest.mark.parametrize("what", ["unet", "noisy"])
 def test_a_latent_scale_that_is_none(what, scale, honest, tmp_path, monkeypatch):

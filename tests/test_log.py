@@ -88,6 +88,13 @@ def test_an_edited_log_stops_no_training(log):
     assert [row[0] for row in Log(log.path, REPORT, BASELINES, 100).rows] == ["10", "20"]
 
 
+def test_a_log_of_a_terabyte_is_not_read(log):
+    log.flush()
+    os.truncate(log.path, 1 << 40)
+    again = Log(log.path, REPORT, BASELINES, 100)
+    assert again.rows == [] and again.seconds == 0
+
+
 def test_the_picture_of_the_loss(log, monkeypatch):
     matplotlib = pytest.importorskip("matplotlib.figure")
     log.plot()

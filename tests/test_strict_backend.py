@@ -66,6 +66,10 @@ REFUSED = {
     "NumPy mask as index": (lambda x: x[np.ones(3, bool)], TypeError, "no index"),
     "array of strings": (lambda x: cupy.asarray(["a", "b"]), ValueError, "Unsupported dtype"),
     "array of objects": (lambda x: cupy.array([1, None]), ValueError, "Unsupported dtype"),
+    "astype objects": (lambda x: x.astype(object), ValueError, "Unsupported dtype object"),
+    "zeros of long double": (lambda x: cupy.zeros(3, np.longdouble), ValueError, "dtype"),
+    "maximum.reduce": (lambda x: cupy.maximum.reduce(x), NotImplementedError, "maximum.reduce"),
+    "multiply.at": (lambda x: cupy.multiply.at(x, 0, x[0]), NotImplementedError, "multiply.at"),
     "integer out of range": (lambda x: x[3], IndexError, "out of bounds"),
     "np.testing": (lambda x: np.testing.assert_allclose(x, 0), TypeError, "Implicit conversion"),
     "a reduction through a ufunc": (lambda x: np.add.reduce(x), TypeError, "not supported"),
@@ -89,6 +93,11 @@ def test_an_index_out_of_range_wraps_silently(x):
     assert rows[:, 0].get().tolist() == [0, 0, 8, 4]
     columns = x[cupy.asarray(np.array([1])), cupy.asarray(np.array([5]))]
     assert columns.get().tolist() == [5]
+    far = cupy.asarray(np.array([13, -1, 3]))
+    assert cupy.take(x, far).get().tolist() == x.take(far).get().tolist() == [1, 11, 3]
+    assert x.take(far, axis=0)[:, 0].get().tolist() == [4, 8, 0]
+    assert cupy.take_along_axis(x, far[:, None], 1).get().tolist() == [[1], [7], [11]]
+    assert cupy.take_along_axis(x, far, None).get().tolist() == [1, 11, 3]
 
 
 def test_of_duplicates_any_may_win(counts):
@@ -165,6 +174,37 @@ def test_what_costs_time_is_counted(x, counts):
 def test_a_result_as_long_as_the_values_say_is_waited_for(function, x, counts):
     function(x)
     assert counts["synchronisations"] == 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, two: cupy.zeros(two),
+        lambda x, two: cupy.zeros((3, two)),
+        lambda x, two: cupy.arange(two),
+        lambda x, two: cupy.sum(x, axis=two - 1),
+        lambda x, two: x.sum(two - 1),
+        lambda x, two: x.reshape(two, 6),
+        lambda x, two: cupy.reshape(x, (two, 6)),
+        lambda x, two: x.transpose((two - 1, 0)),
+        lambda x, two: cupy.roll(x, two),
+        lambda x, two: x.repeat(two),
+        lambda x, two: x[:two],
+        lambda x, two: range(two),
+    ],
+)
+def test_a_parameter_on_the_device_is_waited_for(function, x, counts):
+    two = cupy.asarray(np.array(2))
+    counts.clear()
+    function(x, two)
+    assert counts["synchronisations"] >= 1
+
+
+def test_copies_to_the_host_are_counted(x, counts, tmp_path):
+    copies = [x.tobytes, lambda: x.tofile(tmp_path / "x"), lambda: x.dump(tmp_path / "y"), x.dumps]
+    for count, copy in enumerate(copies, 1):
+        copy()
+        assert counts["to host"] == counts["synchronisations"] == count
 
 
 def test_a_comparison_of_arrays_is_an_array(x, counts):

@@ -944,7 +944,7 @@ def test_data_that_cannot_be_read_are_refused_before_any_work(tmp_path):
 def test_an_unfinished_run_is_not_exported(whole, tmp_path):
     with pytest.raises(ValueError, match="is not the folder of a run"):
         training.export(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(ValueError, match="holds the run's checkpoints: name another folder"):
+    with pytest.raises(ValueError, match="holds a run's checkpoints: name another folder"):
         training.export(tmp_path, tmp_path / "beside" / "..")
     whole.fit("clip")
     with pytest.raises(ValueError, match="has no trained unet"):

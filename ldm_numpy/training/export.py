@@ -25,8 +25,8 @@ def export(run: str | Path, out: str | Path, denoiser: str = "unet") -> None:
     run = Path(run)
     if not run.is_dir():
         raise ValueError(f"{run} is not the folder of a run")
-    if Path(out).resolve() == run.resolve():
-        raise ValueError(f"{out} holds the run's checkpoints: name another folder with --out")
+    if Path(out).resolve() == run.resolve() or any(Path(out).glob("*.csv")):  # a log: it is a run
+        raise ValueError(f"{out} holds a run's checkpoints: name another folder with --out")
     stages = (denoiser, "clip", "reader") + (("autoencoder",) if denoiser == "unet" else ())
     loaded = {stage: finished(run / f"{stage}.safetensors") for stage in stages}
     arrays = {stage: arrays for stage, (arrays, _) in loaded.items()}

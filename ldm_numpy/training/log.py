@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ..files import write_atomically
 
+MAX_FILE = 64 << 20  # bytes: a million rows; a larger file is none of ours
+
 
 class Log:
     """A stage's CSV file. Rows after the checkpoint that a run resumes from are dropped.
@@ -28,7 +30,7 @@ class Log:
         self.header += ["gradient_norm", "learning_rate", "seconds"]
         self.rows: list[list] = []
         self.seconds = 0.0  # spent by the runs before this one
-        if start and path.is_file():
+        if start and path.is_file() and path.stat().st_size <= MAX_FILE:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
             rows = [row for row in (line.split(",") for line in lines) if self.is_whole(row)]
             by_step = {int(row[0]): row for row in rows}
