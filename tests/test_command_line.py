@@ -474,6 +474,22 @@ def test_training_a_model_ends_with_its_pictures_and_quality(
     assert said.endswith(f"model: {folder / model}   pictures: {folder / pictures}\n")
 
 
+def test_evaluate_draws_its_grid_as_it_measured(done, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def pipe(prompts, **options):
+        asked.append(options)
+        return blanks(len(prompts))
+
+    monkeypatch.setattr(model_folder, "load", lambda *_: pipe)
+    out = tmp_path / "grid.png"
+    arguments = ["evaluate", "--pictures", str(out), "--seed", "7", "--guidance-scale", "3"]
+    assert main([*arguments, "--guidance-interval", "0", "9", "--device", "cpu"]) == 0
+    assert asked == [{"seed": 7, "guidance_scale": 3.0, "guidance_interval": [0.0, 9.0]}]
+    assert done["evaluate"][6:9] == (3.0, [0.0, 9.0], 7)
+    assert out.is_file() and capsys.readouterr().out.endswith(f"wrote {out}\n")
+
+
 def test_training_a_part_says_where_it_is(done, tmp_path, capsys):
     assert main(["train", "noisy", "--out", str(tmp_path), "--steps", "5", "--device", "cpu"]) == 0
     assert done["run"][0][-1] == {"noisy": 5} and done["fit"] == ("noisy", False)

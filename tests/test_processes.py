@@ -182,6 +182,23 @@ def test_a_killed_process_ends_all(victim, wait, capfd):
     assert not capfd.readouterr().err
 
 
+def test_only_who_ended_by_itself_is_named():
+    """Not the rank that rank 0 had to end."""
+    with pytest.raises(ChildProcessError) as told, Ring(3) as ring:
+        ring.fork()
+        if ring.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if ring.rank == 2:
+            time.sleep(60)
+        while True:  # until the pipe to rank 1 is found closed
+            ring.send("token")
+            time.sleep(0.01)
+    assert str(told.value) == (
+        "a process of the training ended by signal 9 (often: memory ran out): continue with "
+        "--resume, perhaps --threads 1"
+    )
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
 def test_an_error_on_rank_0_passes_and_ends_the_others(kind):
     with pytest.raises(kind, match="mine"), Ring(3) as ring:

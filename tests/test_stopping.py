@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -348,6 +349,22 @@ def test_a_lock_file_that_was_removed_while_it_was_waited_for(tmp_path, monkeypa
     monkeypatch.setattr(run_folder.fcntl, "flock", late)
     with locked(tmp_path):
         assert len(times) == 2 and "another training" in refused(tmp_path)
+
+
+def test_a_lock_file_is_removed_while_it_is_locked(tmp_path, monkeypatch):
+    """Otherwise somebody else could lock it, and a third would make, and lock, a new one."""
+    unlink, told = Path.unlink, []
+
+    def spy(path, missing_ok=False):
+        if path.name == ".lock":
+            told.append(refused(tmp_path))
+        unlink(path, missing_ok)
+
+    with locked(tmp_path):
+        monkeypatch.setattr(Path, "unlink", spy)
+    assert len(told) == 1 and "another training" in told[0]
+    monkeypatch.undo()
+    assert refused(tmp_path) == "free"
 
 
 def test_where_there_are_no_locks(undisturbed, tmp_path, monkeypatch):

@@ -491,6 +491,26 @@ def test_an_autoencoder_shows_digits_above_what_becomes_of_them(drawn):
     np.testing.assert_allclose(below, expected, atol=1e-5)
 
 
+def test_clips_positives_are_the_pairs_that_say_the_same(monkeypatch):
+    """A batch has a caption several times: each fits all their pictures."""
+    stage, found = tiny.stage("clip", batch_size=20), []
+    loss = training.clip.ops.contrastive_loss
+
+    def told(image_features, text_features, scale, positives):
+        found.append(to_host(positives))
+        return loss(image_features, text_features, scale, positives)
+
+    monkeypatch.setattr(training.clip.ops, "contrastive_loss", told)
+    shards = Shards(None, 1)
+    optimizer, _ = training.loop.prepare(stage, shards)
+    stage.gradients(3, shards, optimizer.parameters)
+    index = mnist.batch_indices(len(stage.train), 20, stage.seed, 3)
+    texts = stage.train.captions(index, stage.seed, "clip", 3)
+    same = [[a == b for a in texts] for b in texts]
+    np.testing.assert_array_equal(found[0], same)
+    assert 20 < np.sum(same) < 400
+
+
 @pytest.mark.host
 def test_clip_shows_digits_over_the_captions_that_fit_best(drawn):
     stage = tiny.stage("clip")
