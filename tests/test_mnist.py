@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -115,6 +116,7 @@ def test_damaged_compression(folder, digits):
         (whole[: len(whole) // 2], "truncated: its compressed data end early"),
         (whole[:-3], "truncated: its compressed data end early"),
         (b"not gzip at all", "damaged"),
+        (zlib.compress(idx(digits[0])), "damaged: .* incorrect header check"),
         (flipped, "damaged|truncated"),
         (whole[:-8] + b"sums" + whole[-4:], "damaged: .* incorrect data check"),
         (whole + b"\0", "damaged: bytes follow its compressed data"),
