@@ -172,6 +172,24 @@ def test_a_run_with_an_older_checkpoint_alone_is_not_begun_again(tmp_path, monke
     assert tokenizer.read_text() == marked  # it belongs to the checkpoint
 
 
+def test_a_lost_tokenizer_is_made_again(tmp_path, monkeypatch):
+    """From the same captions. Another one than CLIP was trained with is refused."""
+    whole = tiny.run_all(monkeypatch, tmp_path)
+    whole.fit("clip")
+    path, before = tmp_path / "tokenizer.json", (tmp_path / "tokenizer.json").read_bytes()
+    path.unlink()
+    whole.fit("clip", resume=True)
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-20])
+    with pytest.raises(ValueError, match=r"tokenizer\.json .*without the file, it is made again"):
+        whole.fit("clip", resume=True)
+    path.unlink()
+    monkeypatch.setattr(training, "CONTEXT_LENGTH", tiny.CONTEXT_LENGTH + 1)
+    with pytest.raises(ValueError, match="is gone, and these captions make another one: clip"):
+        whole.fit("clip", resume=True)
+    assert not path.exists()
+
+
 # Killed at every step of saving ------------------------------------------------------------
 
 
@@ -327,7 +345,7 @@ def test_a_folder_that_goes_away(tmp_path):
     stage.after_step = lambda: folder.exists() and folder.rename(tmp_path / "moved")
     with pytest.raises(ValueError, match=r"cannot write .*run/classifier\.csv: No such file"):
         run(stage, folder, 0, threads=1)
-    with pytest.raises(ValueError, match=r"cannot write into the folder .*run: No such file"):
+    with pytest.raises(ValueError, match=r"cannot write .*run/\.lock: No such file"):
         run(tiny.stage("classifier"), folder, 0, threads=1)
 
 

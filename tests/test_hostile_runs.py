@@ -114,6 +114,8 @@ def test_export(name, honest, tmp_path, capsys):
     assert shown.startswith("error: ") and shown.count("\n") == 1 and str(run) in shown
     for word in words:
         assert word in shown
+    if "does not say" in shown:
+        assert f"{stage}.safetensors is no checkpoint" in shown
     assert os.listdir(out) == ["config.json"]
     assert (out / "config.json").read_text() == "the model before"
 

@@ -50,6 +50,12 @@ def test_the_time_of_a_resumed_training_goes_on(log):
     assert 7000.5 <= float(again.rows[-1][-1]) < 7100
 
 
+def test_the_first_step_has_a_row(log):
+    log.rows.insert(0, [1, "0.9", "0.9", "1.0", "9", "0.1", "0.0"])
+    log.flush()
+    assert [row[0] for row in Log(log.path, REPORT, BASELINES, 20).rows] == ["1", "10", "20"]
+
+
 def test_no_row_twice(log):
     log.rows *= 2
     log.flush()

@@ -271,12 +271,14 @@ def test_a_lock_that_is_none(tmp_path, kind):
         "pipe": os.mkfifo,
         "folder": os.mkdir,
     }[kind](run / ".lock")
+    files = len(os.listdir("/proc/self/fd"))
     words = r"\.lock(: | is no lock of a training: remove it)"
     with pytest.raises(ValueError, match=words), locked(run):
         pass
     assert thesis.read_text() == "years of work"
     assert sorted(os.listdir(tmp_path)) == ["run", "thesis.txt"]
     assert os.listdir(run) == [".lock"]
+    assert len(os.listdir("/proc/self/fd")) == files  # none is left open
 
 
 def test_a_run_and_its_command_hold_the_lock(tmp_path, monkeypatch):

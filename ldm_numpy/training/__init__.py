@@ -26,7 +26,7 @@ from .classifier import ClassifierStage
 from .clip import CLIPStage, train_tokenizer
 from .dataset import Digits
 from .export import add_noisy, export, stated
-from .folder import existing, locked, prepare_folder
+from .folder import existing, locked, of_a_training, prepare_folder
 from .loop import Stage, StageConfig, finished, load_trained, run
 from .noisy import NoisyClassifierStage, NoisyStageConfig
 from .pixel import PixelStage, pixel_moments
@@ -143,11 +143,25 @@ class Run:
         )
 
     def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer; trained on its captions when CLIP's training begins."""
-        path = self.folder / "tokenizer.json"
-        if not existing(self.folder / "clip.safetensors"):
-            tokenizer = train_tokenizer(self.train.captioned(), self.seed, CONTEXT_LENGTH)
-            tokenizer.save(path)
+        """The run's tokenizer; trained on its captions when CLIP's training begins, and again where
+        its file is gone: the same captions make the same one. ValueError where it is damaged, or
+        where they are not the same."""
+        path, clip = self.folder / "tokenizer.json", existing(self.folder / "clip.safetensors")
+        if clip and path.exists():
+            try:
+                return Tokenizer.load(path)
+            except ValueError as error:
+                raise ValueError(f"{error}; without the file, it is made again") from None
+        tokenizer = train_tokenizer(self.train.captioned(), self.seed, CONTEXT_LENGTH)
+        tokenizer.save(path)
+        if clip:
+            upstream = stated(clip, of_a_training(clip)[1]["options"], "upstream", dict)
+            if short_hash(path) != upstream.get(path.name):
+                path.unlink()
+                raise ValueError(
+                    f"{path} is gone, and these captions make another one: {clip.name} was made "
+                    "with other data or another seed"
+                )
         return Tokenizer.load(path)
 
     def clip(self) -> CLIPStage:
@@ -235,10 +249,7 @@ class Run:
         if name in ("perceptual", "reader"):
             return self.classifier(name)
         stage = getattr(self, name)()
-        stage.upstream = {
-            file: hashlib.sha256((self.folder / file).read_bytes()).hexdigest()[:16]
-            for file in UPSTREAM[name]
-        }
+        stage.upstream = {file: short_hash(self.folder / file) for file in UPSTREAM[name]}
         return stage
 
     def fit(self, what: str, resume: bool = False) -> None:
@@ -285,3 +296,8 @@ class Run:
             export(self.folder, self.folder / MODELS[name], name)
         if "noisy" in names and (self.folder / "model" / "config.json").is_file():
             add_noisy(self.folder, self.folder / "model")
+
+
+def short_hash(path: Path) -> str:
+    """The first 16 digits of a file's SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
