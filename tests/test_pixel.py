@@ -1,6 +1,7 @@
 """The model of pixels: nothing is lost on the way, and likelihoods are those of pixels."""
 
 import dataclasses
+import hashlib
 import math
 
 import numpy as np
@@ -88,7 +89,9 @@ def test_a_model_of_pixels_from_training_to_pictures(tmp_path, monkeypatch):
     assert [p.size for p in pipe(["seven", "a thin 3"], num_inference_steps=3)] == [(28, 28)] * 2
     assert not (tmp_path / "pixel" / "autoencoder.safetensors").exists()
     stage = run.build("pixel")
-    assert stage.config.P_mean == 0.0 and stage.upstream.keys() == {"clip.safetensors"}
+    assert stage.config.P_mean == 0.0
+    clip = hashlib.sha256((tmp_path / "clip.safetensors").read_bytes()).hexdigest()
+    assert stage.upstream == {"clip.safetensors": clip[:16]}  # as runs of earlier versions have it
 
 
 def test_encoding_loses_nothing(digits):

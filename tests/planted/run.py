@@ -58,7 +58,7 @@ LIKELY = {
     "training/pixel": "pixel training",
     "training/stop": "stopping training",
     "training/folder": "stopping training",
-    "training/": "training overfit noisy pixel stopping pipeline evaluation",
+    "training/": "training pixel overfit noisy stopping pipeline evaluation",
     "text": "text text_properties references",
     "data/captions": "captions mnist text training",
     "checkpoint": "checkpoint hostile training",
