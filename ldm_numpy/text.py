@@ -185,8 +185,11 @@ class Tokenizer:
         return ids
 
     def save(self, path: str | Path) -> None:
-        """Write JSON: the merges say it all, and a checksum guards them. ValueError where the file
-        cannot be written."""
+        """Write `to_json` to a file. ValueError where that cannot be written."""
+        write_atomically(path, self.to_json())
+
+    def to_json(self) -> bytes:
+        """JSON: the merges say it all, and a checksum guards them."""
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -194,7 +197,7 @@ class Tokenizer:
             "merges": self.merges,
         }
         content["sha256"] = checksum(content)
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        return (json.dumps(content, indent=1) + "\n").encode()
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

@@ -153,15 +153,14 @@ class Run:
             except ValueError as error:
                 raise ValueError(f"{error}; without the file, it is made again") from None
         tokenizer = train_tokenizer(self.train.captioned(), self.seed, CONTEXT_LENGTH)
-        tokenizer.save(path)
         if clip:
             upstream = stated(clip, of_a_training(clip)[1]["options"], "upstream", dict)
-            if short_hash(path) != upstream.get(path.name):
-                path.unlink()
+            if short_hash(tokenizer.to_json()) != upstream.get(path.name):
                 raise ValueError(
                     f"{path} is gone, and these captions make another one: {clip.name} was made "
                     "with other data or another seed"
                 )
+        tokenizer.save(path)
         return Tokenizer.load(path)
 
     def clip(self) -> CLIPStage:
@@ -249,7 +248,9 @@ class Run:
         if name in ("perceptual", "reader"):
             return self.classifier(name)
         stage = getattr(self, name)()
-        stage.upstream = {file: short_hash(self.folder / file) for file in UPSTREAM[name]}
+        stage.upstream = {
+            file: short_hash((self.folder / file).read_bytes()) for file in UPSTREAM[name]
+        }
         return stage
 
     def fit(self, what: str, resume: bool = False) -> None:
@@ -298,6 +299,6 @@ class Run:
             add_noisy(self.folder, self.folder / "model")
 
 
-def short_hash(path: Path) -> str:
+def short_hash(content: bytes) -> str:
     """The first 16 digits of a file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(content).hexdigest()[:16]
