@@ -128,6 +128,8 @@ def test_explicit_score_matching_weighs_as_the_objective_does(objective):
     weight = loss_weight(sigma[:, None], 1.0, objective)
     wanted = (weight * (D(x, sigma) - x) ** 2).mean()
     assert score_matching_loss(D, x, sigma, scores).item() == pytest.approx(wanted)
+    with pytest.raises(ValueError, match=r"scores have shape \(.*\), x \(.*\): they must agree"):
+        score_matching_loss(D, x, sigma, scores[:1])
 
 
 EACH = pytest.param(np.array([0.1, 40.0]), marks=pytest.mark.host)  # a GPU is not waited for
