@@ -19,8 +19,9 @@ def export(run: str | Path, out: str | Path, denoiser: str = "unet") -> None:
 
     Weights come from the checkpoints, the tokenizer from its file, and how to sample from
     PipelineConfig's defaults; no data is needed. A classifier of noised latents goes along where
-    the run has a finished one. Raises ValueError where a stage is missing or
-    unfinished.
+    the run has a finished one. Raises ValueError, before anything is written, where a stage is
+    missing or unfinished, where what the checkpoints hold makes no model that could be loaded, and
+    where `out` is the folder of a run.
     """
     run = Path(run)
     if not run.is_dir():
